@@ -1,0 +1,1 @@
+"""Repair: fixes simulated, planned, applied, journalled and taken back."""
