@@ -9,7 +9,7 @@ from qlora_doctor.facts import Distribution, Facts, Gpu, Interpreter, Packages
 from qlora_doctor.finding import Finding
 from qlora_doctor.judge import Case, judge
 from qlora_doctor.registry import Check
-from qlora_doctor.repair.simulate import facts_after, request_after
+from qlora_doctor.repair.simulate import facts_after, requests_after
 from qlora_doctor.request import LoadRequest, Requests, TrainRequest
 from qlora_doctor.source import Call, Script, Value
 
@@ -109,10 +109,7 @@ def assert_fixed_by(check: Check, facts: Facts, *requests: LoadRequest | TrainRe
     for finding in found:
         assert finding.fixes, f"{check.code}: {finding.text} has no fix"
     fixes = tuple(fix for finding in found for fix in finding.fixes if fix.applicability != "display-only")
-    after: list[LoadRequest | TrainRequest] = []
-    for request in requests:
-        after.append(
-            request_after(request, fixes) if isinstance(request, LoadRequest) else request_after(request, fixes)
-        )
+    case = requests_after(_case(requests, None).requests, fixes)
+    after = (*case.loads, *case.trains)
     left = findings(check, facts_after(facts, fixes), *after)
     assert not left, f"{check.code}: still found after its own fix: {left[0].text}"

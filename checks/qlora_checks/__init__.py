@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from qlora_checks import cuda, data, hub, load, processor, remote_code, training, versions
 from qlora_doctor.registry import Check
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (
+    *versions.CHECKS,
+    *load.CHECKS,
+    *remote_code.CHECKS,
+    *hub.CHECKS,
+    *processor.CHECKS,
+    *cuda.CHECKS,
+    *training.CHECKS,
+    *data.CHECKS,
+)

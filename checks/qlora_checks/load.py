@@ -1,0 +1,7 @@
+"""QD1: the load request."""
+
+from __future__ import annotations
+
+from qlora_doctor.registry import Check
+
+CHECKS: tuple[Check, ...] = ()

@@ -1,0 +1,7 @@
+"""QD3: processor and model files."""
+
+from __future__ import annotations
+
+from qlora_doctor.registry import Check
+
+CHECKS: tuple[Check, ...] = ()
