@@ -110,6 +110,6 @@ def assert_fixed_by(check: Check, facts: Facts, *requests: LoadRequest | TrainRe
         assert finding.fixes, f"{check.code}: {finding.text} has no fix"
     fixes = tuple(fix for finding in found for fix in finding.fixes if fix.applicability != "display-only")
     case = requests_after(_case(requests, None).requests, fixes)
-    after = (*case.loads, *case.trains)
+    after: tuple[LoadRequest | TrainRequest, ...] = (*case.loads, *case.trains)
     left = findings(check, facts_after(facts, fixes), *after)
     assert not left, f"{check.code}: still found after its own fix: {left[0].text}"
