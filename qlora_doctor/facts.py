@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from qlora_doctor.errors import NewerSchema, UnknownFact, WireError
 from qlora_doctor.source import Script
@@ -113,6 +113,7 @@ class Packages:
     as `~orch` that an interrupted pip left. `without_metadata` are import packages of the stack that lie there with
     no dist-info (paths); `without_package` are distributions of the stack whose import package is gone. `broken`
     are dist-info folders whose METADATA cannot be read. `stray` are files such as `=0.44.0` in the project folder.
+    `roots` maps an import package of the stack to the folder (or file) that an import would take, editable installs too.
     """
 
     distributions: tuple[Distribution, ...] = ()
@@ -122,6 +123,7 @@ class Packages:
     without_package: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
+    roots: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Distribution | None:
         """The distribution that an import would take, or None."""
@@ -130,6 +132,10 @@ class Packages:
             if canonical(distribution.name) == wanted:
                 return distribution
         return None
+
+
+# The version of a package in a simulated world where only "the newest that an index has" can be said.
+NEWEST = "9999"
 
 
 def canonical(name: str) -> str:
@@ -195,8 +201,22 @@ class GpuProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class MigSlice:
+    """One slice of a GPU in MIG mode, which is what torch sees in the place of the GPU. Memory in bytes."""
+
+    uuid: str = ""
+    memory_total: int | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `capability` is `8.6`; memory in bytes. `vendor`: `nvidia`, `amd`, `intel`, `apple`."""
+    """One GPU. `capability` is `8.6`; memory in bytes. `vendor`: `nvidia`, `amd`, `intel`, `apple`.
+
+    `compute_mode` is `default`, `exclusive-process`, `exclusive-thread` or `prohibited`. `slices` are those of a GPU in
+    MIG mode; None where they could not be read. `ecc`: whether ECC is on; `ecc_errors` counts the uncorrected ones
+    since the start of the driver.
+    """
 
     name: str
     capability: str | None = None
@@ -208,6 +228,9 @@ class Gpu:
     mig: bool = False
     compute_mode: str = ""
     processes: tuple[GpuProcess, ...] = ()
+    slices: tuple[MigSlice, ...] | None = None
+    ecc: bool | None = None
+    ecc_errors: int | None = None
 
     @property
     def sm(self) -> tuple[int, int] | None:
@@ -216,6 +239,49 @@ class Gpu:
             return None
         major, _, minor = self.capability.partition(".")
         return int(major), int(minor or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A copy of a native library. `kind`: `driver`, `stub`, `compat`, `wsl` for libcuda, else "". `by` says who finds it."""
+
+    name: str
+    path: str
+    version: str = ""
+    kind: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A compiled file of an installed package, as its ELF header shows it; nothing of it is loaded.
+
+    `floors` are the newest versions that it asks for, by what (`GLIBC`, `GLIBCXX`, `CXXABI`). `links` are the CUDA
+    libraries that it names (`libcudart.so.12`). `machine` is `x86_64`, `aarch64` or "".
+    """
+
+    module: str
+    file: str
+    machine: str = ""
+    floors: Mapping[str, str] = field(default_factory=dict)
+    links: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """Native libraries beside the wheels, on Linux.
+
+    `libcuda` are the copies of libcuda.so.1 in the order in which the loader looks. `toolkits` are CUDA toolkits (name:
+    version, path), `nvcc` the version of the one on PATH. `on_path` are copies of CUDA libraries in LD_LIBRARY_PATH.
+    `provided` is the newest GLIBCXX and CXXABI that the libstdc++ offers which this interpreter takes.
+    """
+
+    libcuda: tuple[Library, ...] = ()
+    toolkits: tuple[Library, ...] = ()
+    nvcc: str = ""
+    on_path: tuple[Library, ...] = ()
+    binaries: tuple[Binary, ...] = ()
+    provided: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +331,33 @@ class Installed:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
+RepositoryStatus = Literal["ok", "gated", "not granted", "not found", "bad token", "unanswered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What the Hub says of one repository that the run needs. `token`: whether a token was sent with the request.
+
+    `gated`: terms must be accepted, and nobody is logged in. `not granted`: the token's account has no right to the
+    files. `not found`: no such repository, or a private one that this request may not see. `bad token`: the Hub does
+    not know the token. `to_download` are the bytes of the weights that a load takes and that are not in the cache.
+    """
+
+    name: str
+    status: RepositoryStatus
+    token: bool = False
+    detail: str = ""
+    revision: str = ""
+    to_download: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Hub:
     """The endpoint a download would use, and what one bounded request to it gave.
 
     `reachable` is None when it was not asked. `failure` is `dns`, `refused`, `reset`, `timeout`, `tls`, `proxy`,
-    `http 503`, `not json` or "". `cached` names the repositories that lie in the local cache.
+    `http 503`, `not json` or "". `cached` names the repositories that lie in the local cache, `asked` those that the
+    run needs (without what is a folder here), `repositories` what was answered for them.
     """
 
     endpoint: str = "https://huggingface.co"
@@ -281,13 +368,110 @@ class Hub:
     seconds: float | None = None
     cached: tuple[str, ...] = ()
     offline: bool = False
+    asked: tuple[str, ...] = ()
+    repositories: tuple[Repository, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor as a safetensors header states it. `dtype` is the file's word (`BF16`, `U8`), `file` where it lies."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str = ""
+
+
+FileFault = Literal[
+    "", "missing", "lfs pointer", "web page", "truncated", "too long", "damaged", "outside", "unreadable"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a model folder. `size` in bytes; `expected` what its own header says it should be, where it does.
+
+    `fault` is `lfs pointer`, `web page`, `truncated`, `too long`, `damaged` (not what its name says), `missing` (the
+    index names it), `outside` (a link, or a path in the index, that leaves the folder: never opened) or `unreadable`
+    (no right to read it, or larger than what is read). `detail` says more.
+    """
+
+    name: str
+    size: int = 0
+    fault: FileFault = ""
+    detail: str = ""
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model folder, or a repository of the Hub, from its small files and the headers of its weights. No weight is read, no pickle opened.
+
+    `name` is what the request calls it. `config` and the other dictionaries are the JSON files; None where there is
+    none, or none that can be read (then its entry in `files` has a fault). Of `tokenizer_config` the table of added
+    tokens and the chat template are left out; `largest_token_id` is the highest id that is added, `chat_template`
+    whether a template lies anywhere. `tensors` come from the safetensors headers; `weight_map` is what the index
+    `index` says (tensor to file), `index_size` its total. `complete` is False where a header could not be read, so
+    that what is not in `tensors` may yet exist.
+    """
+
+    name: str
+    files: tuple[StoredFile, ...] = ()
+    config: Mapping[str, Any] | None = None
+    generation_config: Mapping[str, Any] | None = None
+    tokenizer_config: Mapping[str, Any] | None = None
+    special_tokens: Mapping[str, Any] | None = None
+    processor_config: Mapping[str, Any] | None = None
+    preprocessor_config: Mapping[str, Any] | None = None
+    adapter_config: Mapping[str, Any] | None = None
+    chat_template: bool = False
+    largest_token_id: int | None = None
+    index: str = ""
+    index_size: int | None = None
+    origin: Literal["folder", "hub"] = "folder"
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    complete: bool = True
+
+    def file(self, name: str) -> StoredFile | None:
+        """The file of this name, or None where it is not there."""
+        return next((f for f in self.files if f.name == name and f.fault != "missing"), None)
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these files is there."""
+        return any(self.file(name) for name in names)
+
+
+LiveOutcome = Literal["ok", "died", "failed", "timeout", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveProbe:
+    """One thing that `check --live` really did, in a process of its own, and how that ended.
+
+    `name` is such as `import torch` or `4-bit round trip, bfloat16, on cuda:0`. `died`: a signal or an exit ended the
+    process, `signal` says which (`SIGSEGV`). `failed`: an exception, or a wrong result, in `detail`. `timeout`: it had to be ended, or
+    the time was used up before. `absent`: there was nothing to try; `detail` says why. `last_frame` is where the
+    process was (`torch/__init__.py:427 in <module>`), `missing` the library or symbol that it did not find.
+    """
+
+    name: str
+    outcome: LiveOutcome
+    signal: str = ""
+    exit_code: int | None = None
+    last_frame: str = ""
+    missing: str = ""
+    detail: str = ""
+
+
+_TRANSIENT = frozenset({"script", "model"})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Facts:
     """All facts of one run. Each part is its class, or `Unknown`; reading an unknown part raises `UnknownFact`.
 
-    `script` is the file that is being judged; it is read anew each time and never saved with the rest.
+    `script` is the file that is being judged; it is read anew each time and never saved with the rest. `models` are the
+    local folders that the run loads; `model` is the one of the load that is being judged, and not saved either.
     `extra` holds third parties' facts under their own name.
     """
 
@@ -299,10 +483,14 @@ class Facts:
     bitsandbytes: BnbBuild | None = cast("BnbBuild | None", NOT_GATHERED)
     gpus: tuple[Gpu, ...] = cast("tuple[Gpu, ...]", NOT_GATHERED)
     driver: Driver | None = cast("Driver | None", NOT_GATHERED)
+    native: Native = cast("Native", NOT_GATHERED)
     disks: tuple[Disk, ...] = cast("tuple[Disk, ...]", NOT_GATHERED)
     environ: Mapping[str, str] = cast("Mapping[str, str]", NOT_GATHERED)
     installed: Installed = cast(Installed, NOT_GATHERED)
+    live: tuple[LiveProbe, ...] = cast("tuple[LiveProbe, ...]", NOT_GATHERED)
     hub: Hub = cast(Hub, NOT_GATHERED)
+    models: tuple[ModelFacts, ...] = cast("tuple[ModelFacts, ...]", NOT_GATHERED)
+    model: ModelFacts = cast(ModelFacts, NOT_GATHERED)
     script: Script = cast(Script, NOT_GATHERED)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -311,6 +499,14 @@ class Facts:
         if value.__class__ is Unknown:
             raise UnknownFact(name, value.reason)
         return value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Facts) and all(self.state(p) == other.state(p) for p in PARTS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Facts({', '.join(p for p in PARTS if self.state(p) != NOT_GATHERED)})"
 
     def state(self, name: str) -> Any:
         """A part as it is stored: its value or `Unknown`. Never raises for a part that exists."""
@@ -344,7 +540,7 @@ class Facts:
         data: dict[str, Any] = {"schema": SCHEMA}
         for f in dataclasses.fields(self):
             value = self.state(f.name)
-            if f.name == "script" or value == NOT_GATHERED:
+            if f.name in _TRANSIENT or value == NOT_GATHERED:
                 continue
             if value.__class__ is Unknown:
                 data[f.name] = {"unknown" if not value.skipped else "skipped": value.reason}
@@ -367,7 +563,7 @@ class Facts:
                 "update it (pip install -U qlora-doctor)",
             )
         values: dict[str, Any] = {}
-        fields = {f.name for f in dataclasses.fields(cls)} - {"script"}
+        fields = {f.name for f in dataclasses.fields(cls)} - _TRANSIENT
         for key, value in data.items():
             if key == "schema":
                 continue
@@ -384,7 +580,7 @@ class Facts:
 @cache
 def _parts() -> Mapping[str, Any]:
     hints = typing.get_type_hints(Facts)
-    return {name: decoder(hint) for name, hint in hints.items() if name != "script"}
+    return {name: decoder(hint) for name, hint in hints.items() if name not in _TRANSIENT}
 
 
 PARTS = tuple(f.name for f in dataclasses.fields(Facts))

@@ -191,6 +191,8 @@ def fix_from_data(data: Any, where: str = "$") -> Fix:
 def _argument_title(fix: LoadKwarg | TrainSetting) -> str:
     if fix.drop:
         return f"drop {fix.name}="
+    if fix.replaces and isinstance(fix.value, (source.Call, source.Unresolved)):
+        return f"{fix.replaces}= becomes {fix.name}="
     if fix.replaces:
         return f"{fix.replaces}= becomes {fix.name}={show(fix.value)}"
     return f"pass {fix.name}={show(fix.value)}"

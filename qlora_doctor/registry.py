@@ -39,6 +39,7 @@ class Check:
     requires: tuple[str, ...]
     doc: str
     distribution: str = ""
+    wants: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -52,11 +53,17 @@ class Check:
 
 
 def check(
-    code: str, *, needs: Sequence[str] = (), since: str, requires: Sequence[str] = ()
+    code: str,
+    *,
+    needs: Sequence[str] = (),
+    since: str,
+    requires: Sequence[str] = (),
+    wants: Sequence[str] = (),
 ) -> Callable[[CheckFunction], Check]:
     """Makes a check of a function `(facts)` or `(facts, request)` that yields findings.
 
     `needs` names parts of `Facts`: where one is unknown the check is not called and its outcome is `unknown`.
+    `wants` names parts that are gathered for it too, but that it can do without (it reads them with `facts.state`).
     `requires` names codes: where one of them found something, this check is skipped. The second parameter's
     annotation says what is judged: `LoadRequest`, `TrainRequest` (once for each) or `Requests` (once, all together).
     The docstring is the page that `explain` and the docs show.
@@ -71,7 +78,7 @@ def check(
             raise RegistryError(f"{where}: {code!r} is no code; write two to eight capitals and three digits (QD101)")
         if not (function.__doc__ or "").strip():
             raise RegistryError(f"{where}: a check needs a docstring; it is the page that `explain {code}` shows")
-        unknown = sorted(set(needs) - set(PARTS))
+        unknown = sorted({*needs, *wants} - set(PARTS))
         if unknown:
             raise RegistryError(f"{where}: needs {', '.join(unknown)}, which Facts does not have")
         return Check(
@@ -83,6 +90,7 @@ def check(
             since=since,
             requires=tuple(requires),
             doc=inspect.cleandoc(function.__doc__ or ""),
+            wants=tuple(wants),
         )
 
     return make
@@ -221,12 +229,17 @@ def matches(c: Check, word: str) -> bool:
     return word.lower() == c.name or (word != "" and c.code.startswith(word.upper()))
 
 
+def _codes_like(word: str, checks: Sequence[Check]) -> list[str]:
+    """Up to three codes that begin as `word` does, at least up to the digit of the family."""
+    shared = {c.code: max(n for n in range(len(c.code) + 1) if word.startswith(c.code[:n])) for c in checks}
+    longest = max(shared.values(), default=0)
+    family = len(re.sub(r"\d+\Z", "", checks[0].code)) + 1 if checks else 0
+    return [code for code, length in shared.items() if length == longest >= family][:3]
+
+
 def _no_such(word: str, checks: Sequence[Check]) -> str:
     import difflib
 
-    words = [c.code for c in checks] + [c.name for c in checks]
-    near = difflib.get_close_matches(word.upper(), words, 2, 0.6) + difflib.get_close_matches(
-        word.lower(), words, 3, 0.5
-    )
+    near = [*_codes_like(word.upper(), checks), *difflib.get_close_matches(word.lower(), [c.name for c in checks], 3)]
     hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`qlora-doctor list` shows them all."
     return f"no check has the code or name {word!r}; {hint}"

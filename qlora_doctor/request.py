@@ -81,12 +81,17 @@ class LoadRequest:
             for bits in (4, 8):
                 if f"load_in_{bits}bit" in self.call.arguments and self.call.get(f"load_in_{bits}bit") is True:
                     return Quantization(bits)
-            if "quantization_config" in self.call.arguments:
-                return None
-            self.call.has("quantization_config")
-            return None
+            if "quantization_config" not in self.call.arguments:
+                self.call.has("quantization_config")
+            return self._by_name
         self.call.get("quantization_config")
         raise UnknownArgument("quantization_config", "it is not a call that can be read here")
+
+    @property
+    def _by_name(self) -> Quantization | None:
+        """What a checkpoint brings that was saved quantised, where its name says so (`...-bnb-4bit`)."""
+        name = self.model_or.rstrip("/").lower()
+        return next((Quantization(bits) for bits in (4, 8) if name.endswith(f"-bnb-{bits}bit")), None)
 
     @property
     def dtype(self) -> str | None:

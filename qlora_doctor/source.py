@@ -42,8 +42,11 @@ class Site:
     `line` and `column` count from 1, in characters. `start` and `end` are byte offsets in the file as it lies on disk
     (in a notebook: in the UTF-8 text of the cell's source). `spans` gives the byte range of each argument of a call:
     `name=value` as a whole under its name (positional arguments under `#0`, `#1`; a `**mapping` under `**`), the
-    value alone under `name:value`. An argument that is set elsewhere (`load_kwargs["x"] = ...`, a dict display) has
-    the range of that key and value there. `sha256` is of the whole file.
+    value alone under `name:value`, what lies between the parentheses under `()`, and, where the call is all of a
+    statement (`x.f()`, `x = x.f()`) that can be deleted with its lines, those under `statement`. An argument that is
+    set elsewhere (`load_kwargs["x"] = ...`, a dict display) has the range of that key and value there, of the whole
+    statement where it is one; `**NAME` is where the dict that is passed as `**NAME` is made. `sha256` is of the whole
+    file.
     """
 
     path: str
@@ -59,14 +62,19 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call. `function` is an import path, or `.method` when the receiver's class is not known.
+    """A call. `function` is an import path, or `.method` when the receiver's class is not known; the call of an
+    object itself (`tokenizer(..)`) is `.__call__`.
 
     `arguments` maps names to values; positional arguments come under the parameter's name where the signature is
     known to the reader, else under `#0`, `#1`. `open` says why there may be further arguments that could not be read
     (`**kwargs` of a function); empty: the arguments are complete. `receiver` is the variable the method was called
     on (`model` in `model.half()`), and `result` the variable that takes the result. `origin` is the import path of
     the call that made the receiver, where that is known: for `model = X.from_pretrained(..); model.half()` it is
-    `X.from_pretrained`. `order` numbers the calls of a script as they stand in it.
+    `X.from_pretrained`. `order` numbers the calls of a script as they stand in it. `guarded` is set where a failure of
+    this call is provided for: `try` where an except around it catches it, `version` where a test of a version or a
+    signature (`version.parse(..)`, `inspect.signature`, `hasattr`) decides whether it runs. `loads`, for a cast or a
+    move, are the loads that the receiver may come from, unwrapped, with the arguments that they have where this call runs;
+    none where one of them cannot be followed.
     """
 
     function: str
@@ -77,6 +85,8 @@ class Call:
     result: str = ""
     origin: str = ""
     order: int = 0
+    guarded: str = ""
+    loads: tuple[Call, ...] = ()
 
     def has(self, *names: str) -> bool:
         """Whether one of `names` is passed.
@@ -119,8 +129,9 @@ class Call:
         arguments = {str(k): value_from_data(v, f"{where}.{k}") for k, v in raw.pop("arguments", {}).items()}
         site = from_data(Site, raw.pop("site"), f"{where}.site") if raw.get("site") is not None else None
         raw.pop("site", None)
+        loads = tuple(Call.from_wire(one, f"{where}.loads") for one in raw.pop("loads", ()))
         try:
-            return cls(arguments=arguments, site=site, **raw)
+            return cls(arguments=arguments, site=site, loads=loads, **raw)
         except TypeError as error:
             raise WireError(where, str(error)) from None
 
@@ -232,12 +243,13 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class ClassDefinition:
-    """A class of the script, with its bases as import paths."""
+    """A class of the script, with its bases as import paths. `fields` are the annotated ones, as of a dataclass."""
 
     name: str
     bases: tuple[str, ...] = ()
     methods: tuple[Method, ...] = ()
     site: Site | None = None
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +262,28 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenUse:
+    """One thing that a script does with padding or labels, as its text shows it (names are not followed).
+
+    `kind`: `pad-is-eos` (the pad token is set to the end token; `detail` is `guarded` where that happens only if there
+    was none), `padding-side` and `truncation-side` (`detail` is the side), `mask` (labels become -100; `detail` says by
+    what: `pad`, `eos`, `attention`, `other`), `labels-copied` (labels are the input ids), `pad-to-length`
+    (`padding="max_length"`).
+    """
+
+    kind: str
+    detail: str = ""
+    site: Site | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """One file that was read. `problem` is set, and the rest empty, where it could not be read as what it is.
 
-    `kind`: `python`, `notebook`, `config`. `format` of a config: `transformers`, `llama-factory`, `axolotl`,
+    In a notebook one cell that is no Python sets `problem` as well; the other cells are read all the same.
+
+    `kind`: `python`, `notebook`, `config`, or `model`, `adapter`, `checkpoint`, `data` for a path that is no source text.
+    `note` is what a person should know of how it was read: what was left out, what a folder is. `format` of a config: `transformers`, `llama-factory`, `axolotl`,
     `ms-swift` or "". `insertion` is the byte offset where an import or an environ write can be put first: after the
     module docstring and `from __future__`. `ignores` maps a line to the codes or names that a
     `# qlora-doctor: ignore[...]` comment there names (`*` for all).
@@ -266,6 +296,7 @@ class Script:
     encoding: str = "utf-8"
     problem: str = ""
     problem_line: int = 0
+    note: str = ""
     imports: tuple[Import, ...] = ()
     environ: tuple[EnvironWrite, ...] = ()
     calls: tuple[Call, ...] = ()
@@ -275,6 +306,7 @@ class Script:
     distributed: str = ""
     insertion: int = 0
     ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tokens: tuple[TokenUse, ...] = ()
 
     def called(self, *functions: str) -> tuple[Call, ...]:
         """The calls whose function is, or ends in, one of `functions` (`get_peft_model`, `.half`, `peft.LoraConfig`)."""

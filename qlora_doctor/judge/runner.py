@@ -98,7 +98,12 @@ def _in_order(checks: Sequence[Check]) -> list[Check]:
 def _run(check: Check, facts: Facts, cases: Sequence[Case], results: Mapping[str, _Result]) -> _Result:
     result = _Result()
     calls = list(_calls(check, facts, cases))
-    if not calls:
+    if check.per_script or check.judges in ("load", "train"):  # the environment is judged whatever could be read
+        for case in cases:
+            if case.script is not None and case.script.problem:
+                line = f":{case.script.problem_line}" if case.script.problem_line else ""
+                result.note("unknown", f"{case.script.path}{line}: {case.script.problem}")
+    if not calls and not result.reasons:
         result.note(
             "skipped", {"load": "no model is loaded", "train": "nothing is trained"}.get(check.judges, "no script")
         )
@@ -151,7 +156,20 @@ def _calls(check: Check, facts: Facts, cases: Sequence[Case]) -> Iterable[tuple[
             requests: Sequence[LoadRequest | TrainRequest]
             requests = case.requests.loads if check.judges == "load" else case.requests.trains
             for request in requests:
-                yield index, (here, request)
+                yield index, (_with_model(check, here, request), request)
+
+
+def _with_model(check: Check, facts: Facts, request: LoadRequest | TrainRequest) -> Facts:
+    """The facts with the model of this request, for a check that asks for it."""
+    if "model" not in (*check.needs, *check.wants):
+        return facts
+    load = request if isinstance(request, LoadRequest) else request.load
+    name = load.call.seen("pretrained_model_name_or_path") if load is not None else None
+    models = facts.state("models")
+    if isinstance(models, Unknown):
+        return facts.but(model=models)
+    elsewhere = Unknown("neither a folder here nor read from the Hub", skipped=True)
+    return facts.but(model=next((m for m in models if m.name == name), elsewhere))
 
 
 def _all(cases: Sequence[Case]) -> Requests:
