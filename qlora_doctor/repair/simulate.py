@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from qlora_doctor.facts import Distribution, Facts, Unknown, canonical
+from qlora_doctor.facts import NEWEST, Distribution, Facts, Hub, Packages, Unknown, canonical
 from qlora_doctor.fix import EnvVar, Fix, LoadKwarg, PipRequirement, TrainSetting
 from qlora_doctor.request import LoadRequest, Requests, TrainRequest
 from qlora_doctor.source import Call, Value
@@ -21,10 +21,11 @@ def facts_after(facts: Facts, fixes: Iterable[Fix]) -> Facts:
     """The facts once the pip and environment fixes among `fixes` have been carried out."""
     for fix in fixes:
         if isinstance(fix, PipRequirement):
-            facts = _after_pip(facts, fix)
+            facts = _forget_builds(facts, _after_pip(facts, fix))
         elif isinstance(fix, EnvVar) and not isinstance(facts.state("environ"), Unknown):
             environ = {k: v for k, v in facts.environ.items() if k != fix.name}
             facts = facts.but(environ=environ if fix.value is None else {**environ, fix.name: fix.value})
+            facts = _after_library_path(_after_hub_variable(facts, fix), fix)
     return facts
 
 
@@ -111,8 +112,63 @@ def _after_pip(facts: Facts, fix: PipRequirement) -> Facts:
     return facts.but(packages=dataclasses.replace(packages, distributions=(*others, new), duplicates=duplicates))
 
 
+def _after_hub_variable(facts: Facts, fix: EnvVar) -> Facts:
+    """What is known of the Hub where a variable changes which one is asked, or whether."""
+    hub = facts.state("hub")
+    if isinstance(hub, Unknown):
+        return facts
+    if fix.name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        offline = (fix.value or "").upper() in ("1", "ON", "YES", "TRUE")
+        return facts.but(hub=dataclasses.replace(hub, offline=offline))
+    if fix.name == "HF_ENDPOINT":
+        endpoint = fix.value or Hub().endpoint
+        source = "HF_ENDPOINT" if fix.value else "default"
+        fresh = dataclasses.replace(hub, endpoint=endpoint, source=source, reachable=None, failure="", detail="")
+        return facts.but(hub=fresh)
+    return facts
+
+
+def _after_library_path(facts: Facts, fix: EnvVar) -> Facts:
+    """What the loader finds once LD_LIBRARY_PATH is gone; with another value only asking again would tell."""
+    native = facts.state("native")
+    if fix.name != "LD_LIBRARY_PATH" or fix.value is not None or isinstance(native, Unknown):
+        return facts
+    return facts.but(native=dataclasses.replace(native, on_path=()))
+
+
+def facts_with(facts: Facts, packages: Packages) -> Facts:
+    """The facts with another set of packages, as a solver gives it."""
+    return _forget_builds(facts, facts.but(packages=packages))
+
+
+UNTIL_INSTALLED = Unknown("known only after the installation", skipped=True)
+_READ = ("transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
+
+
+def _forget_builds(before: Facts, after: Facts) -> Facts:
+    """What was read in a package's own files says nothing about its next version."""
+    if isinstance(before.state("packages"), Unknown) or before.packages == after.packages:
+        return after
+    moved = {n for n in ("torch", *_READ) if _version_of(before, n) != _version_of(after, n)}
+    parts: dict[str, Any] = {}
+    if moved & set(_READ) and not isinstance(after.state("installed"), Unknown):
+        parts["installed"] = UNTIL_INSTALLED
+    for name in ("torch", "bitsandbytes"):
+        if name in moved and not isinstance(after.state(name), Unknown):
+            parts[name] = UNTIL_INSTALLED
+    return after.but(**parts) if parts else after
+
+
+def _version_of(facts: Facts, name: str) -> str | None:
+    found = facts.packages.find(name)
+    return found.version if found is not None else None
+
+
 def resulting_version(requirement: Requirement, installed: str | None) -> str:
-    """The version that satisfies `requirement`: the installed one where it does, else the nearest named bound."""
+    """The version that satisfies `requirement`: the installed one where it does, else the nearest named bound.
+
+    Without a bound it is `NEWEST`, which stands for whatever an index has.
+    """
     if installed is not None:
         try:
             if requirement.specifier.contains(Version(installed), prereleases=True):
@@ -120,7 +176,15 @@ def resulting_version(requirement: Requirement, installed: str | None) -> str:
         except InvalidVersion:
             pass
     named = sorted((Version(s.version.removesuffix(".*")) for s in requirement.specifier), reverse=True)
-    for version in named:
+    for version in [*named, *(below(v) for v in named)]:
         if requirement.specifier.contains(version, prereleases=True):
             return str(version)
-    return str(named[0]) if named else "9999"
+    return str(named[0]) if named else NEWEST
+
+
+def below(version: Version) -> Version:
+    """A version just under another, as `4.9999` for 5: the newest that an upper bound leaves."""
+    release = list(version.release)
+    while len(release) > 1 and release[-1] == 0:
+        release.pop()
+    return Version(".".join(map(str, [*release[:-1], release[-1] - 1, 9999]))) if release[-1] else Version("0")
