@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from qlora_core.errors import LoadBlocked, show_size
 from qlora_core.report import Change
@@ -204,12 +204,6 @@ def _instead(
         size = sizes.get(bits)
         offers.append(f"bits={bits}" + ("" if size is None else f" (weights take about {show_size(size)})"))
     return f"As the environment is, these would load instead: {', '.join(offers)}" if offers else ""
-
-
-def with_bits(request: LoadRequest, arguments: Mapping[str, object]) -> LoadRequest:
-    """The same request with another `quantization_config` (absent: none)."""
-    kept = {k: v for k, v in request.call.arguments.items() if k != "quantization_config"}
-    return replace(request, call=replace(request.call, arguments={**kept, **arguments}))  # type: ignore[dict-item]
 
 
 def switched_off(fixes: Mapping[str, bool] | None, steps: Sequence[str]) -> tuple[frozenset[str], tuple[str, ...]]:

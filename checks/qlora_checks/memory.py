@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from qlora_checks.common import bnb_quantization
 from qlora_checks.planned import kept_of, only_gpu, planned, shape_of_load
@@ -11,14 +12,32 @@ from qlora_doctor.errors import UnknownArgument
 from qlora_doctor.facts import Facts, Unknown, known
 from qlora_doctor.finding import Finding
 from qlora_doctor.fix import Advice, Fix, PipRequirement, TrainSetting
-from qlora_doctor.memory.fit import Proposal, fit
-from qlora_doctor.memory.formula import estimate
-from qlora_doctor.memory.settings import Settings
 from qlora_doctor.registry import Check, check
 from qlora_doctor.request import LoadRequest, TrainRequest
 
+if TYPE_CHECKING:
+    from qlora_doctor.memory.fit import Proposal
+    from qlora_doctor.memory.formula import Breakdown
+    from qlora_doctor.memory.settings import Settings
+    from qlora_doctor.memory.shapes import Shape
+
 GIB = 2**30
 _OPTIM = {"paged-adamw-8bit": "paged_adamw_8bit", "adamw-8bit": "adamw_bnb_8bit"}
+
+
+# Most examinations estimate nothing, so what estimates is imported when the first one does.
+def estimate(shape: Shape, settings: Settings) -> Breakdown:
+    """What a training step takes."""
+    from qlora_doctor.memory import formula
+
+    return formula.estimate(shape, settings)
+
+
+def fit(shape: Shape, wanted: Settings, room: int) -> Proposal | None:
+    """The best settings that fit in `room` bytes with the losses that the Trainer itself has."""
+    from qlora_doctor.memory.fit import fit as best
+
+    return best(shape, wanted, room, fused=False)
 
 
 def _gib(size: float) -> str:
@@ -41,6 +60,8 @@ def weights_larger_than_the_gpu(facts: Facts, request: LoadRequest) -> Iterator[
         return
     room = known(gpu.memory_total, "memory of the GPU")
     double = quantization.config.get("bnb_4bit_use_double_quant", False) if quantization.config is not None else False
+    from qlora_doctor.memory.settings import Settings
+
     s = Settings(images=0, kept=kept_of(request), double_quant=double is True)
     needed = sum(i.bytes for i in estimate(shape, s).items if i.name.startswith(("quantised", "16-bit")))
     if needed <= room:
@@ -75,7 +96,7 @@ def training_larger_than_the_gpu(facts: Facts, request: TrainRequest) -> Iterato
     if b.low <= room:
         return
     biggest = max((i for i in b.items if not i.name.startswith("quantised")), key=lambda i: i.bytes)
-    found = fit(plan.shape, plan.full, room, fused=False)
+    found = fit(plan.shape, plan.full, room)
     yield Finding(
         "{model}: training takes at least {needed} GiB even with rows of {length} tokens (batch {batch}; {part} {size} GiB), "
         "and {gpu} has {room} GiB: {way}",
@@ -129,7 +150,7 @@ def rows_at_the_limit_do_not_fit(facts: Facts, request: TrainRequest) -> Iterato
         },
         severity="warning",
         site=request.site,
-        fixes=tuple(_fixes(request, plan.full, fit(plan.shape, plan.full, room, fused=False))),
+        fixes=tuple(_fixes(request, plan.full, fit(plan.shape, plan.full, room))),
     )
 
 

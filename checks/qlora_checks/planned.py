@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from qlora_checks.common import bnb_quantization
 from qlora_checks.runs import by_trl, checkpoints
 from qlora_doctor.errors import UnknownArgument
 from qlora_doctor.facts import Facts, Gpu, Unknown
-from qlora_doctor.memory.known import shipped_shape
-from qlora_doctor.memory.settings import Settings
-from qlora_doctor.memory.shapes import Shape
 from qlora_doctor.request import LoadRequest, TrainRequest
 from qlora_doctor.source import Call, Value
+
+if TYPE_CHECKING:
+    from qlora_doctor.memory.settings import Settings
+    from qlora_doctor.memory.shapes import Shape
 
 # The shortest rows that anybody trains on; used where the length of the data is not known.
 SHORTEST = 64
@@ -49,6 +51,8 @@ def shape_of_load(load: LoadRequest | None) -> Shape | None:
     """The shape of a model whose configuration ships with the doctor; None for others, and for a local folder."""
     if load is None:
         return None
+    from qlora_doctor.memory.known import shipped_shape
+
     name = load.call.seen("pretrained_model_name_or_path")
     return (
         shipped_shape(name)
@@ -88,6 +92,8 @@ def planned(facts: Facts, request: TrainRequest) -> Planned | None:
     if any(s.has(name) for name in ("deepspeed", "fsdp")):
         return None
     double = quantization.config.get("bnb_4bit_use_double_quant", False) if quantization.config is not None else False
+    from qlora_doctor.memory.settings import Settings
+
     base = Settings(
         batch=_whole(s, "per_device_train_batch_size", 8),
         length=SHORTEST,

@@ -26,4 +26,5 @@ def test_the_demo_loads_three_families_over_the_planted_faults_and_each_answers(
     assert done.stdout.count("  answer   '") == 3 and "  answer   ''" not in done.stdout
     assert done.stdout.count("QD102: trust_remote_code True -> not given") == 3
     assert done.stdout.count("rebuilt from the model's configuration") == 2
+    assert "QD333" not in done.stdout, "the processor was rebuilt, so that its files are missing is settled"
     assert {p.name for p in tmp_path.iterdir()} == {"llava", "qwen3", "instructblip_t5"}
