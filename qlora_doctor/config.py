@@ -5,11 +5,13 @@ select = ["QD0", "QD1"]
 ignore = { QD203 = "our mirror answers slowly" }      # or a plain list
 severity = { QD101 = "error" }
 fail-on = "error"
+mirrors = ["https://hub.example.com"]                 # asked where the Hub does not answer
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from qlora_doctor.errors import UsageError
 from qlora_doctor.finding import SEVERITIES, Severity
 
 TABLE = "tool.qlora-doctor"
-KEYS = ("select", "ignore", "severity", "fail-on")
+KEYS = ("select", "ignore", "severity", "fail-on", "mirrors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Config:
     ignore: Mapping[str, str] = field(default_factory=dict)
     severity: Mapping[str, Severity] = field(default_factory=dict)
     fail_on: Severity | None = None
+    mirrors: tuple[str, ...] = ()
 
 
 def nearest_config(start: str) -> Config:
@@ -59,17 +62,45 @@ def read_config_file(path: str) -> Config:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     if b"qlora-doctor" not in raw:
         return Config()
+    tool = _toml(path, raw).get("tool")
+    table = tool.get("qlora-doctor") if isinstance(tool, Mapping) else None
+    return Config() if table is None else _config(path, table)
+
+
+def _toml(path: str, raw: bytes) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        data = tomllib.loads(raw.decode("utf-8"))
+        return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
-    tool = data.get("tool")
-    table = tool.get("qlora-doctor") if isinstance(tool, Mapping) else None
-    return Config() if table is None else _config(path, table)
+
+
+def read_user_mirrors(path: str) -> tuple[str, ...]:
+    """`mirrors` of the user's own file; empty where there is no such file. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(2**20)
+    except OSError:
+        return ()
+    table = _toml(path, raw)
+    for key in table:
+        if key != "mirrors":
+            raise UsageError(f"{path}: {key}: there is no such key; the only one is mirrors")
+    return checked_mirrors(path, "mirrors", table.get("mirrors", []))
+
+
+def checked_mirrors(path: str, key: str, value: Any) -> tuple[str, ...]:
+    """Addresses without the slashes at their ends. Raises UsageError for what is no http or https address."""
+    where = f"{path}: {key}" if key else path
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise UsageError(f'{where}: expected a list of addresses, such as ["https://hub.example.com"]')
+    for word in value:
+        if not re.match(r"https?://[^\s/]+[^\s]*\Z", word):
+            raise UsageError(f"{where}: expected addresses such as https://hub.example.com; this is none: {word!r}")
+    return tuple(v.rstrip("/") for v in value)
 
 
 def _config(path: str, table: Any) -> Config:
@@ -85,6 +116,7 @@ def _config(path: str, table: Any) -> Config:
         ignore=_ignore(path, table.get("ignore", [])),
         severity={k: _severity(path, f"severity.{k}", v) for k, v in _table(path, "severity", table).items()},
         fail_on=None if fail_on is None else _severity(path, "fail-on", fail_on),
+        mirrors=checked_mirrors(path, f"{TABLE}.mirrors", table.get("mirrors", [])),
     )
 
 

@@ -114,6 +114,8 @@ class Packages:
     no dist-info (paths); `without_package` are distributions of the stack whose import package is gone. `broken`
     are dist-info folders whose METADATA cannot be read. `stray` are files such as `=0.44.0` in the project folder.
     `roots` maps an import package of the stack to the folder (or file) that an import would take, editable installs too.
+    `contested` maps a library that several of NVIDIA's wheels installed (`nvidia/nccl/lib/libnccl.so.2`) to the name of the
+    distribution whose file lies there, by its size; "" where that cannot be told.
     """
 
     distributions: tuple[Distribution, ...] = ()
@@ -124,6 +126,7 @@ class Packages:
     broken: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
     roots: Mapping[str, str] = field(default_factory=dict)
+    contested: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Distribution | None:
         """The distribution that an import would take, or None."""
@@ -215,7 +218,7 @@ class Gpu:
 
     `compute_mode` is `default`, `exclusive-process`, `exclusive-thread` or `prohibited`. `slices` are those of a GPU in
     MIG mode; None where they could not be read. `ecc`: whether ECC is on; `ecc_errors` counts the uncorrected ones
-    since the start of the driver.
+    since the start of the driver. `arch` is AMD's name of the kind (`gfx942`).
     """
 
     name: str
@@ -231,6 +234,7 @@ class Gpu:
     slices: tuple[MigSlice, ...] | None = None
     ecc: bool | None = None
     ecc_errors: int | None = None
+    arch: str = ""
 
     @property
     def sm(self) -> tuple[int, int] | None:
@@ -331,7 +335,10 @@ class Installed:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-RepositoryStatus = Literal["ok", "gated", "not granted", "not found", "bad token", "unanswered"]
+RepositoryStatus = Literal[
+    "ok", "gated", "not granted", "not found", "bad token", "unanswered",
+    "expired token", "fine-grained", "pending", "rejected", "disabled",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +347,12 @@ class Repository:
 
     `gated`: terms must be accepted, and nobody is logged in. `not granted`: the token's account has no right to the
     files. `not found`: no such repository, or a private one that this request may not see. `bad token`: the Hub does
-    not know the token. `to_download` are the bytes of the weights that a load takes and that are not in the cache.
+    not know the token. `expired token`: it knew it once. `fine-grained`: the token lacks the right to gated repositories.
+    `pending`, `rejected`: the owners did not (yet) grant access. `disabled`: nobody may read it. `to_download` are the
+    bytes of the weights that a load takes and that are not in the cache. `withheld`: a token is set here, and was not
+    sent, because the endpoint is not the Hub's own. `public`: where the token is the trouble, whether it can be read
+    without one. `near` are ids that exist and are nearly the one asked for; `canonical` the id under which it was found.
+    `licence` is the model card's own word; `terms` is `auto` or `manual` where terms must be accepted to read it.
     """
 
     name: str
@@ -349,15 +361,74 @@ class Repository:
     detail: str = ""
     revision: str = ""
     to_download: int | None = None
+    withheld: bool = False
+    public: bool | None = None
+    near: tuple[str, ...] = ()
+    canonical: str = ""
+    licence: str = ""
+    terms: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One thing that a download needs of the Hub beside its API, and what trying it gave.
+
+    `what` is `file` (a small file of a revision), `weights` (the first bytes of a weight file, from wherever the Hub
+    redirects to), `range` (that no more than those bytes came) or `xet` (the storage that hf_xet asks instead). `host`
+    answered, or did not; `failure` is as in `Hub`, "" where it worked.
+    """
+
+    what: Literal["file", "weights", "range", "xet"]
+    host: str
+    failure: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A configured mirror, and what one request to it gave. `reachable` and `failure` are as in `Hub`."""
+
+    endpoint: str
+    reachable: bool | None = None
+    failure: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the local cache holds of a repository's main revision. `missing` are files that a load needs and that are
+    not there; `incomplete` are the bytes of downloads that were broken off."""
+
+    name: str
+    revision: str = ""
+    missing: tuple[str, ...] = ()
+    incomplete: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HubCache:
+    """The folder of the Hub cache. `filesystem` is its type (`ext4`, `nfs4`, `9p`), "" where that is not known.
+
+    `writable` is of the folder, or of the nearest one above it that exists; `symlinks` whether it can hold links.
+    """
+
+    path: str
+    filesystem: str = ""
+    writable: bool | None = None
+    symlinks: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
     """The endpoint a download would use, and what one bounded request to it gave.
 
-    `reachable` is None when it was not asked. `failure` is `dns`, `refused`, `reset`, `timeout`, `tls`, `proxy`,
-    `http 503`, `not json` or "". `cached` names the repositories that lie in the local cache, `asked` those that the
-    run needs (without what is a folder here), `repositories` what was answered for them.
+    `reachable` is None when it was not asked. `failure` is `dns`, `refused`, `reset`, `cut short`, `timeout`, `tls` (`tls expired`,
+    `tls not yet valid`, `tls unknown authority`, `tls wrong host`), `proxy` (`proxy refused`, `proxy password`), `redirect loop`,
+    `http 503`, `not json` or "". `redirected` is the host that failed where a redirect led to another one, `retry_after`
+    the seconds that a busy Hub asks for. `cached` names the repositories that lie in the local cache, `snapshots` how
+    complete those are that the run needs, `asked` those that it needs (without what is a folder here), `repositories`
+    what was answered for them, `routes` what else a download needs. `mirrors` are the configured ones, asked where the
+    endpoint failed.
     """
 
     endpoint: str = "https://huggingface.co"
@@ -370,6 +441,12 @@ class Hub:
     offline: bool = False
     asked: tuple[str, ...] = ()
     repositories: tuple[Repository, ...] = ()
+    redirected: str = ""
+    retry_after: int | None = None
+    routes: tuple[Route, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    cache: HubCache | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +528,8 @@ class LiveProbe:
     `name` is such as `import torch` or `4-bit round trip, bfloat16, on cuda:0`. `died`: a signal or an exit ended the
     process, `signal` says which (`SIGSEGV`). `failed`: an exception, or a wrong result, in `detail`. `timeout`: it had to be ended, or
     the time was used up before. `absent`: there was nothing to try; `detail` says why. `last_frame` is where the
-    process was (`torch/__init__.py:427 in <module>`), `missing` the library or symbol that it did not find.
+    process was (`torch/__init__.py:427 in <module>`), `missing` the library or symbol that it did not find. `cut`: it got
+    less than its own time, as what ran before had used up the time of all; a timeout of it says nothing.
     """
 
     name: str
@@ -461,6 +539,102 @@ class LiveProbe:
     last_frame: str = ""
     missing: str = ""
     detail: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """One thing that is wrong, or worth a look, in one row of data. It quotes no text of the row.
+
+    `kind` is one of the words that `DataFacts.counts` lists. `row` counts from 1 as the user counts: a line of JSONL, CSV
+    or Markdown, an element of a JSON list; 0 for a whole file. `field` is the key or column (`messages[2].content`).
+    """
+
+    kind: str
+    file: str = ""
+    row: int = 0
+    field: str = ""
+    detail: str = ""
+
+    @property
+    def where(self) -> str:
+        """`train.jsonl row 17 (output)`."""
+        place = f"{self.file} row {self.row}" if self.row else self.file
+        return f"{place} ({self.field})" if self.field else place
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """One set of training data as it was read and, where a tokenizer was at hand, encoded. Counts are of rows.
+
+    `rows` are all that were found, good or not; `format` is "" where none was recognised. `encodings` maps a file to its
+    encoding where that is not UTF-8. `counts` says how many rows have a fault of a kind; `faults` are the first of each:
+    `unreadable` (a file), `malformed`, `not text`, `preference`, `no answer`, `empty answer`, `empty question`,
+    `turn order`, `duplicate`, `contradiction`, `damaged text`, `placeholders`, `placeholder without image`,
+    `image put first`, `image missing`, `image broken`, `image huge`, `image outside`, `image address`, `leak`,
+    `near leak`, `thinking`; and where it was
+    encoded (`max_length` is not None): `masked` (not one label is learned), `too long`, `cannot be encoded`.
+
+    `too_long` is what happens to long rows, `drop` or `refuse`. `tokens` and `supervised` are sums over the rows that are
+    kept, `lengths` the number of rows by the upper end of their length. `template_thinks`: whether the chat template knows
+    `<think>`; None unknown. `eval_rows` is 0 where there is no evaluation data.
+    """
+
+    files: tuple[str, ...] = ()
+    format: str = ""
+    rows: int = 0
+    images: int = 0
+    eval_rows: int = 0
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    faults: tuple[RowFault, ...] = ()
+    notes: tuple[str, ...] = ()
+    max_length: int | None = None
+    too_long: Literal["drop", "refuse"] = "drop"
+    kept: int | None = None
+    tokens: int | None = None
+    supervised: int | None = None
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    template_thinks: bool | None = None
+
+    def count(self, *kinds: str) -> int:
+        """How many rows have a fault of one of these kinds."""
+        return sum(self.counts.get(kind, 0) for kind in kinds)
+
+    def of(self, *kinds: str) -> tuple[RowFault, ...]:
+        """The first faults of these kinds."""
+        return tuple(f for f in self.faults if f.kind in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """A folder that a training run wrote: an adapter, or a checkpoint (which mostly holds an adapter too).
+
+    `folders`: names of the folders in it. `tensors`: of adapter_model.safetensors. `not_finite`: those with a NaN or
+    infinity in what was read of them, `zero`: those of which only zeros were read (the first MiB of each tensor, 48 MiB in
+    all). `state`: the counts of trainer_state.json; None where that is not there or no JSON. `run`: the run.json of
+    `qlora-core train`, of a checkpoint that of its run. `base`: whether the base model that the adapter names is a `folder`
+    here, a path that is `missing`, or a `name`; "" where it names none.
+    """
+
+    name: str
+    files: tuple[StoredFile, ...] = ()
+    folders: tuple[str, ...] = ()
+    adapter_config: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
+    state: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+    base: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there, and not empty."""
+        return any(f.name == name and f.size > 0 for f in self.files)
+
+    def fault(self, name: str) -> str:
+        """What is wrong with a file, in words; "" where nothing is, or where it is not there."""
+        return next((f"{f.fault}: {f.detail}" for f in self.files if f.name == name and f.fault), "")
 
 
 _TRANSIENT = frozenset({"script", "model"})
@@ -471,7 +645,8 @@ class Facts:
     """All facts of one run. Each part is its class, or `Unknown`; reading an unknown part raises `UnknownFact`.
 
     `script` is the file that is being judged; it is read anew each time and never saved with the rest. `models` are the
-    local folders that the run loads; `model` is the one of the load that is being judged, and not saved either.
+    local folders that the run loads; `model` is the one of the load that is being judged, and not saved either. `data` are the
+    data files that were named, or what the trainer was given. `saved` are the adapter and checkpoint folders that were named.
     `extra` holds third parties' facts under their own name.
     """
 
@@ -492,6 +667,8 @@ class Facts:
     models: tuple[ModelFacts, ...] = cast("tuple[ModelFacts, ...]", NOT_GATHERED)
     model: ModelFacts = cast(ModelFacts, NOT_GATHERED)
     script: Script = cast(Script, NOT_GATHERED)
+    data: tuple[DataFacts, ...] = cast("tuple[DataFacts, ...]", NOT_GATHERED)
+    saved: tuple[SavedRun, ...] = cast("tuple[SavedRun, ...]", NOT_GATHERED)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __getattribute__(self, name: str) -> Any:

@@ -19,12 +19,17 @@ else:
 _VARIANTS = ("laptop", "max-q", "mobile", "oem", "sff", "d", "v2", "a", "super", "ti", "nvl", "pcie", "server", "s")
 
 
+# What a desktop and a browser hold on the card that draws them.
+DESKTOP = int(0.3 * 2**30)
+_OTHERS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}\w*|rx ?\d{4}|intel|arc|gaudi\w*|apple|m[1-9])\b")
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """A GPU. `memory` in bytes, as the driver reports it within a percent; `bandwidth` in GB/s and `tflops` (dense 16-bit) where known.
 
-    `note` says what was taken where the name left a choice. `taken` are bytes that something else holds: on a GeForce card,
-    which usually draws the desktop too, 0.3 GiB are counted.
+    `note` says what was taken where the name left a choice. `taken` are bytes that something else holds: DESKTOP on a
+    GeForce card, which usually draws the desktop too, and on a card of which only the size is known.
     """
 
     name: str
@@ -38,6 +43,11 @@ class Card:
     note: str = ""
     usual: bool = True
     taken: int = 0
+
+    @property
+    def room(self) -> int:
+        """The bytes that a run can have: the memory without what is taken."""
+        return max(0, self.memory - self.taken)
 
     @property
     def bfloat16(self) -> bool:
@@ -65,7 +75,7 @@ def cards() -> tuple[Card, ...]:
                     row["source"],
                     row["verified"],
                     usual=size == row.get("usual_gib", size),
-                    taken=int(0.3 * 2**30) if "GeForce" in row["name"] else 0,
+                    taken=DESKTOP if "GeForce" in row["name"] else 0,
                 )
             )
     return tuple(found)
@@ -82,12 +92,17 @@ def find_card(word: str) -> Card:
         gib = float(size.group(1))
         if not 1 <= gib <= 2048:
             raise UsageError(f"--gpu {word}: expected 1 GB to 2048 GB")
-        return Card(f"a card with {gib:g} GB", int(gib * 2**30), note="no particular card")
+        note = "no particular card; 0.3 GiB are counted for a desktop (--used 0 for none)"
+        return Card(f"a card with {gib:g} GB", int(gib * 2**30), note=note, taken=DESKTOP)
     wanted = _words(word)
     if not wanted:
         raise UsageError("--gpu is empty; name a card (RTX 4060), a size (8gb), or all")
     matches = [c for c in cards() if wanted <= _words(c.name)]
     if not matches:
+        if _OTHERS.search(word.lower()):
+            raise UsageError(
+                f"--gpu {word}: only NVIDIA's cards are known by name here; for another maker's give its size (24gb)"
+            )
         import difflib
 
         names = {c.name.lower().removeprefix("nvidia ").removeprefix("geforce "): c.name for c in cards()}
@@ -106,6 +121,21 @@ def find_card(word: str) -> Card:
         note = f"also sold with {others}"
         return replace(first, note=note)
     return first
+
+
+def local_card() -> Card | None:
+    """The first NVIDIA GPU of this machine with what is free on it, or None where there is none."""
+    from qlora_doctor.facts import Unknown
+    from qlora_doctor.gather.interpreters import here
+
+    gpus = here(["gpus"]).state("gpus")
+    for gpu in () if isinstance(gpus, Unknown) else gpus:
+        if gpu.memory_total:
+            free = gpu.memory_total if gpu.memory_free is None else gpu.memory_free
+            held = gpu.memory_total - free
+            note = f"in this machine, {held / 2**30:.1f} GiB of it taken"
+            return Card(gpu.name, gpu.memory_total, gpu.capability or "", note=note, taken=held)
+    return None
 
 
 def _plain(name: str) -> str:

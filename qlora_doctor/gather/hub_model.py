@@ -8,15 +8,20 @@ The user's token goes to the default endpoint alone, never to a mirror.
 from __future__ import annotations
 
 import io
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qlora_doctor.facts import ModelFacts, Repository, RepositoryStatus, StoredFile, Tensor
-from qlora_doctor.gather.hub import DEFAULT_ENDPOINT, cache_folder, redact
+from qlora_doctor import __version__
+from qlora_doctor.facts import ModelFacts, Repository, Route, StoredFile, Tensor
+from qlora_doctor.gather.hub import DEFAULT_ENDPOINT, TRUE
+from qlora_doctor.gather.hub_access import refused
+from qlora_doctor.gather.hub_cache import cached_files
+from qlora_doctor.gather.hub_client import Answer, Ask, Client
+from qlora_doctor.gather.hub_kept import Kept, Shelf
+from qlora_doctor.gather.hub_routes import routes_of, try_routes
 from qlora_doctor.gather.model_files import (
     ENTRIES,
     JSONS,
@@ -29,22 +34,24 @@ from qlora_doctor.gather.model_files import (
     leaves,
     tokenizer_parts,
 )
-from qlora_doctor.gather.safetensors import LONGEST_HEADER, MOST_TENSORS, Refused, read_header, strict_json
+from qlora_doctor.gather.safetensors import LONGEST_HEADER, MOST_TENSORS, read_header
 
 LARGEST_INFO = 8 * 2**20
 FIRST_BYTES = 2**16
-AT_ONCE = 24
 MOST_SHARDS = 200
+MOST_MODELS = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer, as far as it was read. `status` is 0 where there was none."""
+class Asked:
+    """What was answered for one repository. `first` is the answer to the first question, for what it says of the Hub."""
 
-    status: int
-    body: bytes = b""
-    error: str = ""
+    repository: Repository
+    model: ModelFacts | None
+    routes: tuple[Route, ...]
+    first: Answer
+    seconds: float
 
 
 def ask_models(
@@ -54,133 +61,117 @@ def ask_models(
 
     Nothing where huggingface_hub cannot be imported: then these facts are unknown, and the rest still runs.
     """
-    try:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - a broken client may raise anything; the facts are then simply not there
-        return (), ()
+    found = ask_each(names, environ, timeout)
+    return tuple(a.repository for a in found), tuple(a.model for a in found if a.model is not None)
+
+
+def ask_each(names: Sequence[str], environ: Mapping[str, str], timeout: float = 6.0) -> tuple[Asked, ...]:
+    """The same with all that was learned on the way; up to three repositories, all at once. Never raises."""
+    names = [n for n in names if _NAME.match(n) and ".." not in n][:MOST_MODELS]
     endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
-    own = endpoint == DEFAULT_ENDPOINT
-    headers = build_hf_headers(token=None if own else False, library_name="qlora-doctor")
-    client = Client(get_session(), endpoint, headers, time.monotonic() + timeout)
-    repositories, models = [], []
-    for name in [n for n in names if _NAME.match(n) and ".." not in n][:3]:
-        repository, model = client.model(name)
-        if model is not None:
-            done = _cached_blobs(name, environ)
-            left = sum(f.size for f in _needed(model) if not f.fault and f.name not in done)
-            repository = replace(repository, to_download=left)
-            models.append(model)
-        repositories.append(repository)
-    return tuple(repositories), tuple(models)
-
-
-class Client:
-    """The Hub's client with a deadline. Every request runs in a daemon thread, so that a server that drips ends nobody."""
-
-    def __init__(self, session: Any, endpoint: str, headers: Mapping[str, str], deadline: float) -> None:
-        self.session = session
-        self.endpoint = endpoint
-        self.headers = dict(headers)
-        self.deadline = deadline
-        self.token = any(k.lower() == "authorization" for k in headers)
-
-    def model(self, name: str) -> tuple[Repository, ModelFacts | None]:
-        """The answer for one repository, and the model where its files may be read."""
-        first = self.all({"": (f"{self.endpoint}/api/models/{name}?blobs=true", 0, LARGEST_INFO)})[""]
-        info = _object(first)
-        if first.status != 200 or info is None or not isinstance(info.get("siblings"), list):
-            return self._refused(name, first), None
-        revision = info.get("sha")
-        revision = revision if isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{7,64}", revision) else "main"
-        files = {f.name: f for f in _siblings(info["siblings"])}
-        base = f"{self.endpoint}/{name}/resolve/{revision}/"
-        tasks = {n: (base + n, 0, LARGEST_JSON) for n in JSONS if n in files}
-        tasks |= {n: (base + n, 0, LARGEST_INDEX) for n in ENTRIES if n in files and n.endswith(".json")}
-        weights = [n for n in files if n.endswith(".safetensors") and "/" not in n and not NOT_THE_MODEL.search(n)]
-        tasks |= {n: (base + n, FIRST_BYTES, FIRST_BYTES) for n in weights[:MOST_SHARDS]}
-        answers = self.all(tasks)
-        longer = {n: _header_end(answers[n]) for n in weights if n in answers}
-        answers |= self.all({n: (base + n, end, end) for n, end in longer.items() if end > FIRST_BYTES})
-        refused = next((a for n, a in answers.items() if a.status in (401, 403) and n in JSONS), None)
-        if refused is not None:
-            return self._refused(name, refused, exists=True), None
-        model = _assemble(name, files, answers, weights)
-        return Repository(name, "ok", self.token, revision=revision), model
-
-    def _refused(self, name: str, answer: Answer, exists: bool = False) -> Repository:
-        said = answer.error or f"http {answer.status}"
-        status: RepositoryStatus = "unanswered"
-        if "invalid credentials" in said.lower() or (answer.status == 401 and self.token):
-            status = "bad token"
-        elif exists or "gated" in said.lower():
-            status = "not granted" if self.token else "gated"
-        elif answer.status in (401, 404):
-            status = "not found"
-        elif answer.status == 403:
-            status = "not granted" if self.token else "gated"
-        return Repository(name, status, self.token, redact(said)[:200])
-
-    def all(self, tasks: Mapping[str, tuple[str, int, int]]) -> dict[str, Answer]:
-        """The answers of all tasks (address, length of the range or 0, most bytes), as many at once as is polite."""
-        from threading import Thread
-
-        answers: dict[str, Answer] = {}
-        left = list(tasks.items())
-
-        def work() -> None:
-            while left and time.monotonic() < self.deadline:
-                try:
-                    key, task = left.pop(0)
-                except IndexError:
-                    return
-                answers[key] = self._one(*task)
-
-        threads = [Thread(target=work, name="hub model", daemon=True) for _ in range(min(AT_ONCE, len(tasks)))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(0.0, self.deadline - time.monotonic()))
-        return {key: answers.get(key, Answer(0, error="no answer in time")) for key in tasks}
-
-    def _one(self, url: str, length: int, most: int) -> Answer:
-        headers = {**self.headers, "Accept-Encoding": "identity"}
-        if length:
-            headers["Range"] = f"bytes=0-{length - 1}"
-        timeout = max(0.1, min(3.0, self.deadline - time.monotonic()))
-        try:
-            return _read(self.session, url, headers, timeout, most)
-        except Exception as error:  # noqa: BLE001 - the client is requests, httpx or httpx2; each has errors of its own
-            return Answer(0, error=redact(f"{type(error).__name__}: {error}"))
-
-
-def _read(session: Any, url: str, headers: Mapping[str, str], timeout: float, most: int) -> Answer:
-    """One GET with either kind of client, of which no more than `most` bytes are taken."""
-    new = hasattr(session, "stream") and not hasattr(session, "adapters")
-    options: dict[str, Any] = {"headers": dict(headers), "timeout": timeout}
-    opened = session.stream("GET", url, **options) if new else session.get(url, stream=True, **options)
-    with opened as answer:
-        chunks: Any = answer.iter_bytes() if new else answer.iter_content(2**16)
-        body = bytearray()
-        for chunk in chunks:
-            body += chunk
-            if len(body) > most:
-                break
-        said = " ".join(answer.headers.get(h, "") for h in ("X-Error-Code", "X-Error-Message")).strip()
-        whole = answer.headers.get("Content-Length", "")
-        if answer.status_code == 200 and whole.isdigit() and len(body) < min(int(whole), most):
-            return Answer(0, error="the answer was cut short")
-        if len(body) > most and not headers.get("Range"):
-            return Answer(0, error="the answer is larger than is read")
-        return Answer(answer.status_code, bytes(body[:most]), said)
-
-
-def _object(answer: Answer) -> dict[str, Any] | None:
+    if not names or not re.match(r"https?://[^\s/]", endpoint):
+        return ()
     try:
-        data = strict_json(answer.body)
-    except Refused:
-        return None
-    return data if isinstance(data, dict) else None
+        import huggingface_hub
+
+        session = huggingface_hub.get_session()
+        secret = huggingface_hub.get_token() or ""
+    except Exception:  # noqa: BLE001 - a broken client may raise anything; the facts are then simply not there
+        return ()
+    own = endpoint == DEFAULT_ENDPOINT
+    # Not `build_hf_headers`: since 2.x it asks the Hub for a list of its own first, and writes that into HF_HOME.
+    headers = {"user-agent": f"qlora-doctor/{__version__}; hf_hub/{huggingface_hub.__version__}"}
+    if own and secret and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() not in TRUE:
+        headers["authorization"] = f"Bearer {secret}"
+    client = Client(session, endpoint, headers, time.monotonic() + timeout)
+    shelf = Shelf(endpoint, secret if client.token else "")
+    withheld = bool(secret) and not own
+    if len(names) == 1:
+        return (ask_repository(client, shelf, names[0], environ, withheld),)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return tuple(pool.map(lambda n: ask_repository(client, shelf, n, environ, withheld), names))
+
+
+def ask_repository(
+    client: Client, shelf: Shelf, name: str, environ: Mapping[str, str], withheld: bool = False
+) -> Asked:
+    """The answer for one repository, and the model where its files may be read. `withheld`: a token exists, and is not sent."""
+    kept = shelf.load(name)
+    started = time.monotonic()
+    ask = Ask(f"{client.endpoint}/api/models/{name}?blobs=true", most=LARGEST_INFO, etag=kept.etag if kept else "")
+    first = client.one(ask)
+    seconds = round(time.monotonic() - started, 3)
+    info = kept.listing if kept and first.status == 304 else first.object()
+    if first.status not in (200, 304) or info is None or not isinstance(info.get("siblings"), list):
+        repository = replace(refused(client, name, first), withheld=withheld)
+        return Asked(repository, None, (), first, seconds)
+    revision = info.get("sha")
+    revision = revision if isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{7,64}", revision) else "main"
+    listed = info.get("id")
+    canonical = listed if isinstance(listed, str) and listed != name and _NAME.match(listed) else ""
+    repository = Repository(name, "ok", client.token, revision=revision, canonical=canonical, withheld=withheld)
+    repository = replace(repository, licence=licence_of(info), terms=str(info.get("gated") or "")[:20])
+    base = f"{client.endpoint}/{name}/resolve/{revision}/"
+    files = {f.name: f for f in _siblings(info["siblings"])}
+    done = cached_files(name, environ)
+    # What is gated is asked for each time: a right can be lost. All else of a commit stays as it is.
+    if kept and kept.revision == revision and not info.get("gated"):
+        left = to_download(kept.model, done)
+        routes = kept.routes
+        if left and not kept.fresh:
+            routes = try_routes(client, base, _weights(files)[:1])
+            shelf.store(name, replace(kept, routes=routes))
+        return Asked(replace(repository, to_download=left), kept.model, routes, first, seconds)
+    answers = _files(client, base, files)
+    barred = next((a for n, a in answers.items() if a.status in (401, 403) and n in JSONS), None)
+    if barred is not None:
+        repository = replace(refused(client, name, barred, exists=True), withheld=withheld)
+        return Asked(repository, None, (), first, seconds)
+    weights = _weights(files)
+    routes = routes_of(client, base, answers, weights[:1], {f.name: f.size for f in files.values()})
+    model = _assemble(name, files, answers, weights)
+    shelf.store(name, Kept(first.headers.get("etag", ""), revision, _short(info), model, routes))
+    return Asked(replace(repository, to_download=to_download(model, done)), model, routes, first, seconds)
+
+
+def licence_of(info: Mapping[str, Any]) -> str:
+    """The licence that the model card names, in the Hub's words (`llama3.1`, `cc-by-nc-4.0`); "" where it names none."""
+    card = info.get("cardData")
+    named = card.get("license_name") or card.get("license") if isinstance(card, dict) else None
+    if not isinstance(named, str):
+        tags = info.get("tags")
+        words = [t for t in tags if isinstance(t, str)] if isinstance(tags, list) else []
+        named = next((t.removeprefix("license:") for t in words if t.startswith("license:")), "")
+    return " ".join(named.split())[:60]
+
+
+def _files(client: Client, base: str, files: Mapping[str, StoredFile]) -> dict[str, Answer]:
+    """The small files, the index and the headers of the weights: one wave, and one more for headers that are longer."""
+    tasks = {n: Ask(base + n, 0, LARGEST_JSON) for n in JSONS if n in files}
+    tasks |= {n: Ask(base + n, 0, LARGEST_INDEX) for n in ENTRIES if n in files and n.endswith(".json")}
+    weights = _weights(files)[:MOST_SHARDS]
+    tasks |= {n: Ask(base + n, FIRST_BYTES, FIRST_BYTES) for n in weights}
+    answers = client.all(tasks)
+    longer = {n: _header_end(answers[n]) for n in weights if n in answers}
+    return answers | client.all({n: Ask(base + n, end, end) for n, end in longer.items() if end > FIRST_BYTES})
+
+
+def _weights(files: Mapping[str, StoredFile]) -> list[str]:
+    return [n for n in files if n.endswith(".safetensors") and "/" not in n and not NOT_THE_MODEL.search(n)]
+
+
+def _short(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the information about a repository what is read of it here."""
+    siblings = [{k: s[k] for k in ("rfilename", "size") if k in s} for s in info["siblings"] if isinstance(s, dict)]
+    kept = {k: info[k] for k in ("id", "sha", "gated") if k in info}
+    return kept | {"tags": [f"license:{licence_of(info)}"], "siblings": siblings[:MOST_FILES]}
+
+
+def to_download(model: ModelFacts, done: frozenset[str]) -> int:
+    """The bytes of the weights that a load takes and that are not among the files `done`."""
+    return sum(f.size for f in _needed(model) if f.fault not in ("missing", "outside") and f.name not in done)
 
 
 def _siblings(raw: Sequence[Any]) -> list[StoredFile]:
@@ -233,7 +224,7 @@ def _json_of(file: StoredFile, answer: Answer) -> tuple[StoredFile, dict[str, An
     impostor = impostor_of(answer.body[:300])
     if impostor:
         return replace(file, fault=impostor.fault, detail=str(impostor)), None
-    data = _object(answer)
+    data = answer.object()
     return (file, data) if data is not None else (replace(file, fault="damaged", detail="it is no JSON object"), None)
 
 
@@ -260,16 +251,3 @@ def _needed(model: ModelFacts) -> list[StoredFile]:
         return [f for f in model.files if f.name in shards]
     entry = next((n for n in ENTRIES if model.has(n)), "")
     return [f for f in model.files if f.name == entry]
-
-
-def _cached_blobs(name: str, environ: Mapping[str, str]) -> frozenset[str]:
-    """The files of a repository that lie whole in the cache, in any snapshot."""
-    folder = os.path.join(cache_folder(environ), "models--" + name.replace("/", "--"), "snapshots")
-    found: set[str] = set()
-    try:
-        for snapshot in os.listdir(folder):
-            inside = os.path.join(folder, snapshot)
-            found |= {f for f in os.listdir(inside) if os.path.exists(os.path.join(inside, f))}
-    except OSError:
-        return frozenset(found)
-    return frozenset(found)

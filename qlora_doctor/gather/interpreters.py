@@ -226,7 +226,8 @@ def _start_nvidia(parts: Sequence[str]) -> tuple[Popen[bytes], tuple[str, str]] 
     markers = os.urandom(16).hex(), os.urandom(16).hex()
     command = [sys.executable, "-I", "-S", "-B", probe.__file__, *markers, "", *NVIDIA_PARTS]
     try:
-        return start(command), markers
+        # It is started without site-packages, so it is told where nvidia-ml-py lies.
+        return start(command, **{probe.BINDINGS: probe.bindings_file()}), markers
     except OSError:
         return None
 

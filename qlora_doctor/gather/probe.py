@@ -271,7 +271,35 @@ def packages(folders: "list[tuple[str, list[str]]]", folder: "str | None") -> "d
         "broken": sorted(broken),
         "stray": stray_files(folder or os.getcwd()),
         "roots": roots,
+        "contested": contested({key: infos[key] for key in first if key.startswith("nvidia-")}),
     }
+
+
+def contested(infos: "dict[str, str]") -> "dict[str, str]":
+    """Libraries that wheels for several CUDA majors put into one place, and whose file lies there, by its size."""
+    kinds = {}  # type: dict[str, list[str]]
+    for key in infos:
+        kinds.setdefault(re.sub(r"-cu\d\d$", "", key), []).append(key)
+    claims = {}  # type: dict[str, list[tuple[str, str, str]]]
+    for keys in kinds.values():
+        for key in keys if len(keys) > 1 else ():
+            place = os.path.dirname(infos[key])
+            record = read_text(os.path.join(infos[key], "RECORD"), 1 << 22)
+            for path, size in re.findall(r"(?m)^(nvidia/[^,\n]+\.so[.\d]*),[^,\n]*,(\d+)\s*$", record):
+                claims.setdefault(path, []).append((key, size, place))
+    found = {}
+    for path, rows in sorted(claims.items()):
+        if len({key for key, _, _ in rows}) < 2:
+            continue
+        owners = set()
+        for key, size, place in rows:
+            try:
+                if str(os.stat(os.path.join(place, path)).st_size) == size:
+                    owners.add(key)
+            except OSError:
+                pass
+        found[path] = owners.pop() if len(owners) == 1 else ""
+    return found
 
 
 def _recorded(info: str, module: str) -> bool:
@@ -679,6 +707,7 @@ _PREFIXES = (
     "HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_", "CUDA_", "NVIDIA_", "BNB_", "BITSANDBYTES_", "PYTORCH_",
     "TORCH_", "TORCHINDUCTOR_", "TRITON_", "NCCL_", "ACCELERATE_", "MASTER_", "SSL_CERT_", "TOKENIZERS_", "WANDB_",
     "CONDA_", "SLURM_JOB_", "HIP_", "ROCR_", "ROCM_", "HSA_", "PIP_", "UV_", "DISABLE_", "MODELSCOPE_", "USE_",
+    "ZE_", "ONEAPI_", "DS_SKIP_",
 )  # fmt: skip
 _SECRET = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH)S?(?:_|$)")
 _SWITCH = re.compile(r"(?:0|1|true|false|yes|no|on|off|)$", re.IGNORECASE)
@@ -751,9 +780,9 @@ def _nvml_file() -> str:
 
 def graphics() -> "tuple[Any, Any]":
     """The `gpus` and `driver` parts. NVML where it can be loaded, else nvidia-smi, else what the kernel module says."""
-    others = other_gpus() if sys.platform.startswith("linux") else []
+    others = named_gpus(other_gpus()) if sys.platform.startswith("linux") else []
     if sys.platform == "darwin" and os.uname()[4] == "arm64":
-        others = [{"name": "Apple GPU", "vendor": "apple"}]
+        others = [{"name": apple_chip() + " GPU", "vendor": "apple"}]
     if not nvidia_traces():
         return others, None
     problems = []
@@ -773,21 +802,28 @@ def graphics() -> "tuple[Any, Any]":
 # An integrated GPU of AMD keeps this much of the computer's memory for itself at most; Intel's sits at a fixed address.
 _SMALLEST_AMD = 4 << 30
 _INTEGRATED_INTEL = "0000:00:02.0"
+_GENERAL = {"amd": "AMD GPU", "intel": "Intel GPU"}
 
 
 def other_gpus(root: str = "/") -> "list[dict[str, Any]]":
-    """AMD's and Intel's own cards, by what the kernel's display drivers say; what is built into a processor is left out."""
+    """AMD's and Intel's own cards, by what the kernel's display drivers say; what is built into a processor is left out.
+
+    Where neither the kernel nor the system's list of PCI devices has a name, it is one of _GENERAL.
+    """
     found = []  # type: list[dict[str, Any]]
     base = root + "sys/class/drm"
     try:
-        cards = sorted(n for n in os.listdir(base) if re.match(r"card\d+$", n))
+        cards = sorted((n for n in os.listdir(base) if re.match(r"card\d+$", n)), key=lambda n: int(n[4:]))
     except OSError:
         return found
+    kinds = _amd_kinds(root)
     for card in cards:
         device = os.path.join(base, card, "device")
         vendor = read_text(os.path.join(device, "vendor"), 64).strip()
+        number = read_text(os.path.join(device, "device"), 64).strip()
         if vendor == "0x1002" and os.path.exists(root + "dev/kfd"):
-            gpu = {"name": read_text(os.path.join(device, "product_name")).strip() or "AMD GPU", "vendor": "amd"}  # type: dict[str, Any]
+            gpu = {"name": read_text(os.path.join(device, "product_name")).strip(), "vendor": "amd"}  # type: dict[str, Any]
+            gpu["arch"] = kinds.get(_render_node(device), "")
             total = read_text(os.path.join(device, "mem_info_vram_total"), 64).strip()
             used = read_text(os.path.join(device, "mem_info_vram_used"), 64).strip()
             if total.isdigit():
@@ -797,12 +833,166 @@ def other_gpus(root: str = "/") -> "list[dict[str, Any]]":
                 if used.isdigit():
                     gpu["memory_free"] = int(total) - int(used)
         elif vendor == "0x8086" and os.path.basename(os.path.realpath(device)) != _INTEGRATED_INTEL:
-            number = read_text(os.path.join(device, "device"), 64).strip()
-            gpu = {"name": f"Intel GPU {number}".strip(), "vendor": "intel"}
+            gpu = {"name": "", "vendor": "intel"}
         else:
             continue
-        found.append(dict(gpu, index=len(found)))
+        general = f"{_GENERAL[gpu['vendor']]} {number}".strip()
+        found.append(dict(gpu, name=gpu["name"] or _pci_name(root, vendor, number) or general, index=len(found)))
     return found
+
+
+def _amd_kinds(root: str) -> "dict[str, str]":
+    """`gfx942` and the like, by the render node of the card, from what AMD's compute driver says."""
+    found = {}  # type: dict[str, str]
+    base = root + "sys/class/kfd/kfd/topology/nodes"
+    try:
+        nodes = os.listdir(base)
+    except OSError:
+        return found
+    for node in nodes:
+        text = read_text(os.path.join(base, node, "properties"))
+        version = re.search(r"(?m)^gfx_target_version (\d+)$", text)
+        minor = re.search(r"(?m)^drm_render_minor (\d+)$", text)
+        if version and minor and int(version.group(1)):
+            value = int(version.group(1))
+            found["renderD" + minor.group(1)] = f"gfx{value // 10000}{value // 100 % 100:x}{value % 100:x}"
+    return found
+
+
+def _render_node(device: str) -> str:
+    try:
+        return next((n for n in os.listdir(os.path.join(device, "drm")) if n.startswith("renderD")), "")
+    except OSError:
+        return ""
+
+
+def _pci_name(root: str, vendor: str, number: str) -> str:
+    """What the system's list of PCI devices calls a card (`Arc B580`), "" where it has none."""
+    for path in ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids"):
+        text = read_text(root + path, 8 << 20)
+        section = re.search(rf"(?m)^{vendor[2:]}  .*\n((?:[\t#].*\n)*)", text)
+        row = re.search(rf"(?m)^\t{number[2:]}  (.+)$", section.group(1)) if section else None
+        if row:
+            sold = re.search(r"\[(.+)\]", row.group(1))
+            return {"0x1002": "AMD ", "0x8086": "Intel "}[vendor] + (sold or row).group(1)
+    return ""
+
+
+def named_gpus(gpus: "list[dict[str, Any]]", limit: float = 5.0) -> "list[dict[str, Any]]":
+    """The cards with the names (and memory) that their makers' tools tell, which are asked for what is not known yet."""
+    from time import monotonic
+
+    end = monotonic() + limit
+
+    def unnamed(gpu: "dict[str, Any]") -> bool:
+        return not gpu["name"] or gpu["name"].startswith(_GENERAL[gpu["vendor"]])
+
+    amd = [g for g in gpus if g["vendor"] == "amd"]
+    intel = [g for g in gpus if g["vendor"] == "intel"]
+    hidden = not amd and os.path.exists("/dev/kfd") and not os.path.isdir("/sys/class/kfd/kfd/topology/nodes")
+    tools = [("amd", amd_smi), ("amd", rocm_smi)] if hidden or any(unnamed(g) for g in amd) else []
+    if any(unnamed(g) or "memory_total" not in g for g in intel):
+        tools.append(("intel", xpu_smi))
+    answered = set()  # type: set[str]
+    for vendor, tool in tools:
+        mine = [g for g in gpus if g["vendor"] == vendor]
+        try:
+            told = tool(end - monotonic()) if vendor not in answered else []
+        except (Unreadable, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            continue  # the next tool may know; the name stays general otherwise
+        if told:
+            answered.add(vendor)
+        if not mine:
+            gpus = gpus + [dict(g, vendor=vendor) for g in told]
+        elif len(told) == len(mine):
+            for gpu, better in zip(mine, told):  # noqa: B905 - 3.8 has no strict=
+                gpu.update(
+                    {k: v for k, v in better.items() if v and (not gpu.get(k) or (k == "name" and unnamed(gpu)))}
+                )
+    return [dict(g, name=g["name"] or _GENERAL[g["vendor"]], index=n) for n, g in enumerate(gpus)]
+
+
+def _json_of(command: "list[str]", limit: float) -> "Any":
+    """What a tool prints as JSON, behind the warnings that it may print first. Raises Unreadable, ValueError."""
+    import json
+
+    program = _on_path(command[0])
+    if not program:
+        raise Unreadable(f"{command[0]} is not on PATH")
+    code, out = _run([program, *command[1:]], limit)
+    start = re.search(r"(?m)^\s*[\[{]", out)
+    if code != 0 or start is None:
+        raise Unreadable(f"{command[0]} failed (exit status {code})")
+    return json.JSONDecoder().raw_decode(out[start.start() :].lstrip())[0]
+
+
+def amd_smi(limit: float) -> "list[dict[str, Any]]":
+    """AMD's cards by amd-smi (ROCm 6 and later). Raises Unreadable, and what a strange shape of its answer raises."""
+    data = _json_of(["amd-smi", "static", "--asic", "--vram", "--json"], limit)
+    found = []
+    for row in data["gpu_data"] if isinstance(data, dict) else data:
+        size = row.get("vram", {}).get("size")
+        mib = size.get("value") if isinstance(size, dict) else str(size).partition(" ")[0]
+        asic = row["asic"]
+        gpu = {"name": _told(asic.get("market_name")), "arch": _told(asic.get("target_graphics_version"))}  # type: dict[str, Any]
+        if str(mib).isdigit():
+            gpu["memory_total"] = int(str(mib)) << 20
+        found.append(gpu)
+    return _large(found)
+
+
+def rocm_smi(limit: float) -> "list[dict[str, Any]]":
+    """AMD's cards by rocm-smi. Raises as amd_smi does."""
+    data = _json_of(["rocm-smi", "--showproductname", "--showmeminfo", "vram", "--json"], limit)
+    found = []
+    for card in sorted((n for n in data if re.match(r"card\d+$", n)), key=lambda n: int(n[4:])):
+        row = {key.lower(): value for key, value in data[card].items()}
+        gpu = {"name": _told(row.get("card series")), "arch": _told(row.get("gfx version"))}  # type: dict[str, Any]
+        total, used = str(row.get("vram total memory (b)")), str(row.get("vram total used memory (b)"))
+        if total.isdigit():
+            gpu["memory_total"] = int(total)
+            if used.isdigit():
+                gpu["memory_free"] = int(total) - int(used)
+        found.append(gpu)
+    return _large(found)
+
+
+def _told(value: "Any") -> str:
+    return "" if value in (None, "N/A") or str(value).startswith("0x") else str(value)
+
+
+def _large(gpus: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
+    return [g for g in gpus if g.get("memory_total", _SMALLEST_AMD) >= _SMALLEST_AMD]
+
+
+def xpu_smi(limit: float) -> "list[dict[str, Any]]":
+    """Intel's cards by xpu-smi, with their memory. Raises as amd_smi does."""
+    from time import monotonic
+
+    end = monotonic() + limit
+    found = []
+    for row in _json_of(["xpu-smi", "discovery", "-j"], limit)["device_list"]:
+        gpu = {"name": _told(row.get("device_name")).replace("(R)", "").replace("(TM)", "")}  # type: dict[str, Any]
+        more = _json_of(["xpu-smi", "discovery", "-d", str(row["device_id"]), "-j"], end - monotonic())
+        for ours, theirs in (("memory_total", "memory_physical_size_byte"), ("memory_free", "memory_free_size_byte")):
+            if str(more.get(theirs)).isdigit():
+                gpu[ours] = int(more[theirs])
+        found.append(gpu)
+    return found
+
+
+def apple_chip() -> str:
+    """`Apple M3 Max`. Its GPU uses the computer's own memory, so it has no size of its own."""
+    import ctypes
+
+    try:
+        buffer, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
+        name = b"machdep.cpu.brand_string"
+        if ctypes.CDLL(None).sysctlbyname(name, buffer, ctypes.byref(size), None, ctypes.c_size_t(0)) == 0:
+            return buffer.value.decode("utf-8", "replace") or "Apple"
+    except (OSError, AttributeError):
+        pass
+    return "Apple"
 
 
 _NVML_ERRORS = {
@@ -816,8 +1006,150 @@ _NVML_ERRORS = {
 }
 
 
+class NvmlError(Exception):
+    """A call of NVML that gave an error code; -1 where the library has no such function."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def nvml() -> "tuple[list[dict[str, Any]], dict[str, Any]]":
-    """GPUs and driver from libnvidia-ml, as the loader finds it. Raises Unreadable."""
+    """GPUs and driver from libnvidia-ml: by nvidia-ml-py where this interpreter has it, else by ctypes alone.
+
+    ctypes stays beside it: this file is also run over ssh, and in interpreters and environments without that package,
+    which looks for the library in fewer places (not in WSL's folder or NixOS's). Raises Unreadable.
+    """
+    try:
+        ask = _bindings()
+        if ask is not None:
+            return _nvml(ask, "nvidia-ml-py")
+    except Exception:  # noqa: BLE001, S110 - whatever is wrong with that package: ctypes asks the library next, and says so
+        pass
+    return _nvml(_by_ctypes(), "NVML")
+
+
+def _nvml(ask: "Callable[..., Any]", source: str) -> "tuple[list[dict[str, Any]], dict[str, Any]]":
+    """`ask(name, *arguments)` calls a function of NVML by the name that nvidia-ml-py gives it, or raises NvmlError."""
+
+    def say(name: str, *arguments: "Any") -> "Any":
+        try:
+            return ask(name, *arguments)
+        except NvmlError:
+            return None
+
+    try:
+        ask("nvmlInit")
+    except NvmlError as error:
+        raise Unreadable("NVML: " + _NVML_ERRORS.get(error.code, f"error {error.code} at the start")) from None
+    try:
+        driver = {"version": say("nvmlSystemGetDriverVersion") or "", "source": source}
+        cuda = say("nvmlSystemGetCudaDriverVersion")
+        if cuda:
+            driver["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
+        count = say("nvmlDeviceGetCount")
+        if count is None:
+            raise Unreadable("NVML does not say how many GPUs there are")
+        gpus = []
+        for index in range(count):
+            try:
+                device = ask("nvmlDeviceGetHandleByIndex", index)
+            except NvmlError as error:
+                told = _NVML_ERRORS.get(error.code, f"error {error.code}")
+                raise Unreadable(f"NVML, GPU {index}: " + told) from None
+            gpus.append(_nvml_gpu(say, device, index))
+        return gpus, driver
+    finally:
+        say("nvmlShutdown")
+
+
+def _nvml_gpu(say: "Callable[..., Any]", device: "Any", index: int) -> "dict[str, Any]":
+    gpu = {"name": say("nvmlDeviceGetName", device) or "", "index": index}  # type: dict[str, Any]
+    gpu["uuid"] = say("nvmlDeviceGetUUID", device) or ""
+    capability = say("nvmlDeviceGetCudaComputeCapability", device)
+    if capability is not None:
+        gpu["capability"] = "{}.{}".format(*capability)
+    memory = say("nvmlDeviceGetMemoryInfo", device)
+    if memory is not None:
+        gpu["memory_total"], gpu["memory_free"] = memory
+    mig = say("nvmlDeviceGetMigMode", device)
+    if mig is not None:
+        gpu["mig"] = bool(mig[0])
+    modes = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}
+    gpu["compute_mode"] = modes.get(say("nvmlDeviceGetComputeMode", device) or 0, "")
+    gpu["processes"] = []
+    for pid, held in say("nvmlDeviceGetComputeRunningProcesses", device) or []:
+        process = {"pid": pid, "name": read_text(f"/proc/{pid}/comm").strip()}
+        gpu["processes"].append(process if held is None else dict(process, memory=held))
+    most = say("nvmlDeviceGetMaxMigDeviceCount", device) if gpu.get("mig") else None
+    if most is not None:
+        parts = [say("nvmlDeviceGetMigDeviceHandleByIndex", device, n) for n in range(most)]
+        # Places without a slice say "not found".
+        gpu["slices"] = [_nvml_slice(say, part) for part in parts if part is not None]
+    ecc = say("nvmlDeviceGetEccMode", device)
+    if ecc is not None:
+        gpu["ecc"] = bool(ecc[0])
+        # Uncorrected errors since the driver was loaded.
+        errors = say("nvmlDeviceGetTotalEccErrors", device, 1, 0) if gpu["ecc"] else None
+        if errors is not None:
+            gpu["ecc_errors"] = errors
+    return gpu
+
+
+def _nvml_slice(say: "Callable[..., Any]", part: "Any") -> "dict[str, Any]":
+    memory = say("nvmlDeviceGetMemoryInfo", part)
+    found = {"uuid": say("nvmlDeviceGetUUID", part) or "", "name": say("nvmlDeviceGetName", part) or ""}
+    return found if memory is None else dict(found, memory_total=memory[0])
+
+
+BINDINGS = "QLORA_DOCTOR_NVML_BINDINGS"
+"""The variable that names pynvml.py for a process without site-packages."""
+
+
+def bindings_file() -> str:
+    """Where nvidia-ml-py lies for this interpreter; "" where it is not installed (a folder `pynvml` is another's)."""
+    for place in search_path():
+        path = os.path.join(place, "pynvml.py")
+        if os.path.isfile(path):
+            return path
+    return ""
+
+
+def _bindings() -> "Callable[..., Any] | None":
+    path = os.environ.get(BINDINGS) or bindings_file()
+    if not path:
+        return None
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("pynvml", path)
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pynvml"] = module  # it looks itself up there while it is being imported
+    spec.loader.exec_module(module)
+
+    def ask(name: str, *arguments: "Any") -> "Any":
+        try:
+            given = getattr(module, name)(*arguments)
+        except module.NVMLError as error:
+            raise NvmlError(int(getattr(error, "value", -1))) from None
+        except AttributeError:
+            raise NvmlError(-1) from None
+        if name == "nvmlDeviceGetMemoryInfo":
+            return int(given.total), int(given.free)
+        if name == "nvmlDeviceGetComputeRunningProcesses":
+            return [(int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)) for p in given]
+        return given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+
+    return ask
+
+
+_NVML_TEXT = ("nvmlSystemGetDriverVersion", "nvmlDeviceGetName", "nvmlDeviceGetUUID")
+_NVML_PAIR = ("nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode", "nvmlDeviceGetEccMode")
+
+
+def _by_ctypes() -> "Callable[..., Any]":
+    """The few functions of NVML that are needed, in the words of nvidia-ml-py. Raises Unreadable."""
     import ctypes
 
     file = _nvml_file()
@@ -828,95 +1160,48 @@ def nvml() -> "tuple[list[dict[str, Any]], dict[str, Any]]":
     except OSError as error:
         raise Unreadable(f"libnvidia-ml cannot be loaded: {error}") from None
 
-    def call(name: str, *arguments: "Any") -> int:
-        for spelled in (name + "_v2", name):
-            function = getattr(library, spelled, None)
-            if function is not None:
-                return int(function(*arguments))
-        return -1
+    def call(name: str, *arguments: "Any") -> None:
+        # The _v2 of this one fills another structure.
+        names = (name,) if name == "nvmlDeviceGetMemoryInfo" else (name + "_v2", name)
+        function = next((getattr(library, n) for n in names if hasattr(library, n)), None)
+        code = -1 if function is None else int(function(*arguments))
+        if code != 0:
+            raise NvmlError(code)
 
-    def text(name: str, *arguments: "Any") -> str:
-        buffer = ctypes.create_string_buffer(128)
-        code = call(name, *((*arguments, buffer, ctypes.c_uint(128))))
-        return buffer.value.decode("utf-8", "replace") if code == 0 else ""
-
-    def number(name: str, *arguments: "Any") -> "int | None":
-        value = ctypes.c_int()
-        return value.value if call(name, *((*arguments, ctypes.byref(value)))) == 0 else None
-
-    code = call("nvmlInit")
-    if code != 0:
-        raise Unreadable("NVML: " + _NVML_ERRORS.get(code, f"error {code} at the start"))
-    try:
-        cuda = number("nvmlSystemGetCudaDriverVersion")
-        driver = {"version": text("nvmlSystemGetDriverVersion"), "source": "NVML"}
-        if cuda:
-            driver["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
-        count = number("nvmlDeviceGetCount")
-        if count is None:
-            raise Unreadable("NVML does not say how many GPUs there are")
-        gpus = []
-        for index in range(count):
+    def ask(name: str, *arguments: "Any") -> "Any":
+        given = [ctypes.c_uint(a) if isinstance(a, int) else a for a in arguments]
+        if name in ("nvmlInit", "nvmlShutdown"):
+            return call(name)
+        if name in _NVML_TEXT:
+            buffer = ctypes.create_string_buffer(128)
+            call(name, *given, buffer, ctypes.c_uint(128))
+            return buffer.value.decode("utf-8", "replace")
+        if name in _NVML_PAIR:
+            first, second = ctypes.c_int(), ctypes.c_int()
+            call(name, *given, ctypes.byref(first), ctypes.byref(second))
+            return first.value, second.value
+        if "HandleByIndex" in name:
             device = ctypes.c_void_p()
-            code = call("nvmlDeviceGetHandleByIndex", ctypes.c_uint(index), ctypes.byref(device))
-            if code != 0:
-                raise Unreadable(f"NVML, GPU {index}: " + _NVML_ERRORS.get(code, f"error {code}"))
-            gpu = {"name": text("nvmlDeviceGetName", device), "index": index}  # type: dict[str, Any]
-            gpu["uuid"] = text("nvmlDeviceGetUUID", device)
-            major, minor = ctypes.c_int(), ctypes.c_int()
-            if call("nvmlDeviceGetCudaComputeCapability", device, ctypes.byref(major), ctypes.byref(minor)) == 0:
-                gpu["capability"] = f"{major.value}.{minor.value}"
+            call(name, *given, ctypes.byref(device))
+            return device
+        if name == "nvmlDeviceGetMemoryInfo":
             memory = (ctypes.c_ulonglong * 3)()
-            read_memory = getattr(library, "nvmlDeviceGetMemoryInfo", None)  # its _v2 fills another structure
-            if read_memory is not None and read_memory(device, ctypes.byref(memory)) == 0:
-                gpu["memory_total"], gpu["memory_free"] = memory[0], memory[1]
-            pending = ctypes.c_uint()
-            current = ctypes.c_uint()
-            if call("nvmlDeviceGetMigMode", device, ctypes.byref(current), ctypes.byref(pending)) == 0:
-                gpu["mig"] = bool(current.value)
-            gpu["compute_mode"] = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}.get(
-                number("nvmlDeviceGetComputeMode", device) or 0, ""
-            )
-            gpu["processes"] = _nvml_processes(library, device)
-            if gpu.get("mig"):
-                slices = _nvml_slices(call, text, library, device)
-                if slices is not None:
-                    gpu["slices"] = slices
-            if call("nvmlDeviceGetEccMode", device, ctypes.byref(current), ctypes.byref(pending)) == 0:
-                gpu["ecc"] = bool(current.value)
-                total = ctypes.c_ulonglong()
-                # Uncorrected errors since the driver was loaded.
-                if gpu["ecc"] and call("nvmlDeviceGetTotalEccErrors", device, 1, 0, ctypes.byref(total)) == 0:
-                    gpu["ecc_errors"] = int(total.value)
-            gpus.append(gpu)
-        return gpus, driver
-    finally:
-        call("nvmlShutdown")
+            call(name, *given, ctypes.byref(memory))
+            return memory[0], memory[1]
+        if name == "nvmlDeviceGetTotalEccErrors":
+            total = ctypes.c_ulonglong()
+            call(name, *given, ctypes.byref(total))
+            return total.value
+        if name == "nvmlDeviceGetComputeRunningProcesses":
+            return _nvml_processes(library, given[0])
+        value = ctypes.c_int()
+        call(name, *given, ctypes.byref(value))
+        return value.value
+
+    return ask
 
 
-def _nvml_slices(
-    call: "Callable[..., int]", text: "Callable[..., str]", library: "Any", device: "Any"
-) -> "list[dict[str, Any]] | None":
-    import ctypes
-
-    most = ctypes.c_uint()
-    if call("nvmlDeviceGetMaxMigDeviceCount", device, ctypes.byref(most)) != 0:
-        return None
-    found = []
-    for index in range(most.value):
-        part = ctypes.c_void_p()
-        if call("nvmlDeviceGetMigDeviceHandleByIndex", device, ctypes.c_uint(index), ctypes.byref(part)) != 0:
-            continue  # places without a slice say "not found"
-        slice_ = {"uuid": text("nvmlDeviceGetUUID", part), "name": text("nvmlDeviceGetName", part)}  # type: dict[str, Any]
-        memory = (ctypes.c_ulonglong * 3)()
-        read_memory = getattr(library, "nvmlDeviceGetMemoryInfo", None)
-        if read_memory is not None and read_memory(part, ctypes.byref(memory)) == 0:
-            slice_["memory_total"] = memory[0]
-        found.append(slice_)
-    return found
-
-
-def _nvml_processes(library: "Any", device: "Any") -> "list[dict[str, Any]]":
+def _nvml_processes(library: "Any", device: "Any") -> "list[tuple[int, int | None]]":
     import ctypes
 
     class Process(ctypes.Structure):
@@ -934,13 +1219,7 @@ def _nvml_processes(library: "Any", device: "Any") -> "list[dict[str, Any]]":
     count, rows = ctypes.c_uint(256), (Process * 256)()
     if function(device, ctypes.byref(count), ctypes.byref(rows)) != 0:
         return []
-    found = []
-    for row in rows[: count.value]:
-        process = {"pid": int(row.pid), "name": read_text(f"/proc/{row.pid}/comm").strip()}
-        if row.memory < 1 << 62:
-            process["memory"] = int(row.memory)
-        found.append(process)
-    return found
+    return [(int(r.pid), int(r.memory) if r.memory < 1 << 62 else None) for r in rows[: count.value]]
 
 
 _SMI_FIELDS = (
@@ -997,7 +1276,49 @@ def nvidia_smi(limit: float = 5.0) -> "tuple[list[dict[str, Any]], dict[str, Any
         driver["version"] = named.group(1)
     if not driver.get("version"):
         raise Unreadable("nvidia-smi names no driver version")
+    try:
+        _smi_more(program, gpus, end)
+    except Unreadable:
+        pass  # what is known by now is enough to judge by
     return gpus, driver
+
+
+def _smi_more(program: str, gpus: "list[dict[str, Any]]", end: float) -> None:
+    """Adds who holds memory, ECC and MIG slices, as far as nvidia-smi tells them before `end`. Raises Unreadable."""
+    from time import monotonic
+
+    form = "--format=csv,noheader,nounits"
+    by_uuid = {g["uuid"]: g for g in gpus if g["uuid"]}
+    by_index = {str(g["index"]): g for g in gpus}
+    wanted = "--query-compute-apps=gpu_uuid,pid,used_memory,process_name"
+    for line in _run([program, wanted, form], end - monotonic())[1].splitlines():
+        cells = [c.strip() for c in line.split(",", 3)]
+        if len(cells) == 4 and cells[0] in by_uuid and cells[1].isdigit():
+            process = {"pid": int(cells[1]), "name": redact(re.split(r"[\\/]", cells[3])[-1])}  # type: dict[str, Any]
+            if cells[2].isdigit():
+                process["memory"] = int(cells[2]) << 20
+            by_uuid[cells[0]].setdefault("processes", []).append(process)
+    wanted = "--query-gpu=index,ecc.mode.current,ecc.errors.uncorrected.volatile.total"
+    for line in _run([program, wanted, form], end - monotonic())[1].splitlines():
+        cells = [c.strip() for c in line.split(",")]
+        if len(cells) == 3 and cells[0] in by_index and cells[1] in ("Enabled", "Disabled"):
+            by_index[cells[0]]["ecc"] = cells[1] == "Enabled"
+            if cells[2].isdigit():
+                by_index[cells[0]]["ecc_errors"] = int(cells[2])
+    if not any(g["mig"] for g in gpus):
+        return
+    current = {}  # type: dict[str, Any]
+    for line in _run([program, "-L"], end - monotonic())[1].splitlines():
+        whole = re.match(r"GPU (\d+): ", line)
+        part = re.match(r"\s+MIG (\S+)\s.*\(UUID: (MIG-[^)]+)\)", line)
+        if whole:
+            current = by_index.get(whole.group(1), {})
+            if current.get("mig"):
+                current["slices"] = []
+        elif part and "slices" in current:
+            current["slices"].append(
+                {"uuid": part.group(2), "name": "{} MIG {}".format(current["name"], part.group(1))}
+            )
 
 
 def _run(command: "list[str]", limit: float) -> "tuple[int, str]":

@@ -14,8 +14,11 @@ LARGEST = 64 << 20
 """Bytes of a facts file, or of a program's output, that are kept at most; real facts have about 100 KB."""
 
 
-def start(command: list[str], stdin: Any = None) -> Popen[bytes]:
-    """A program with its streams caught, in a session of its own. Raises OSError where it cannot be started."""
+def start(command: list[str], stdin: Any = None, **environ: str) -> Popen[bytes]:
+    """A program with its streams caught, in a session of its own, and with these variables added.
+
+    Raises OSError where it cannot be started.
+    """
     import subprocess
 
     return subprocess.Popen(
@@ -24,6 +27,7 @@ def start(command: list[str], stdin: Any = None) -> Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=os.name != "nt",
+        env={**os.environ, **environ} if environ else None,
     )
 
 

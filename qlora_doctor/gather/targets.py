@@ -24,7 +24,10 @@ _SKIPPED = frozenset(
 )  # fmt: skip
 _WORDS = (b"transformers", b"peft", b"bitsandbytes", b"trl", b"unsloth", b"modelscope", b"accelerate", b"qlora_core")
 _HEAD = 400_000
-_DATA = (".jsonl", ".csv", ".parquet", ".arrow", ".tsv")
+_DATA = (".jsonl", ".ndjson", ".csv", ".parquet", ".arrow", ".tsv")
+_BINARY_DATA = (".parquet", ".arrow")
+_ROWS_READ = "its rows were judged; `qlora-core data FILE --model MODEL` judges their tokens too"
+_ROWS_NOT_READ = "a Parquet or Arrow file; `qlora-core data` reads it"
 _CONFIG = (".json", ".yaml", ".yml", ".toml")
 
 
@@ -42,7 +45,7 @@ def read_targets(paths: Sequence[str]) -> list[tuple[Script, Requests]]:
     """Everything that can be read at these paths.
 
     A folder with a model or an adapter gives a load of which nothing but the name is known; data and checkpoints give
-    no requests yet, and a `note` that says so.
+    no requests. The rows of data are facts (`collect`), and a `note` says what was read.
 
     Raises:
         UsageError: a path does not exist, or holds nothing that can be judged.
@@ -106,16 +109,34 @@ def find_target(path: str) -> Target:
     suffix = here.suffix.lower()
     if suffix == ".ipynb":
         return Target(path, "notebook", (path,))
+    if suffix in _DATA or (suffix in (".json", ".md", ".markdown") and _holds_rows(here, suffix)):
+        return Target(path, "data", note=_ROWS_NOT_READ if suffix in _BINARY_DATA else _ROWS_READ)
     if suffix in _CONFIG:
         return Target(path, "config", (path,))
-    if suffix in _DATA:
-        return Target(path, "data", note="data is judged together with a model; name the training script as well")
     if suffix in (".py", ".pyw") or _has_python_line(here):
         return Target(path, "script", (path,))
     raise UsageError(
         f"{path}: nothing that can be judged; name a .py script, an .ipynb notebook, a .json, .yaml or .toml file of "
         "settings, or a folder"
     )
+
+
+def _holds_rows(here: Path, suffix: str) -> bool:
+    """Whether a .json file is a list, or a Markdown file holds questions and answers; settings are neither."""
+    try:
+        with here.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    if suffix == ".json":
+        return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+    from qlora_doctor.gather.data.encodings import BadFile, decode
+    from qlora_doctor.gather.data.markdown import is_questions_and_answers
+
+    try:
+        return is_questions_and_answers(decode(head).text)
+    except BadFile:
+        return False
 
 
 def _read(name: str) -> tuple[Script, Requests]:

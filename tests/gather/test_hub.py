@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_doctor.gather.hub import cached_models, classify, reach
+from qlora_doctor.gather.hub import classify, reach
+from qlora_doctor.gather.hub_cache import cached_models
 
 Answer = Callable[[socket.socket], None]
 
@@ -133,9 +134,9 @@ def test_a_proxy_that_is_down_is_the_proxys_failure(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-    assert reach({"HF_ENDPOINT": "http://mirror.example.invalid"}).failure == "proxy"
+    assert reach({"HF_ENDPOINT": "http://mirror.example.invalid"}).failure == "proxy refused"
     monkeypatch.setenv("http_proxy", serve(saying("407 Proxy Authentication Required", "")))
-    assert reach({"HF_ENDPOINT": "http://mirror.example.invalid"}).failure == "proxy"
+    assert reach({"HF_ENDPOINT": "http://mirror.example.invalid"}).failure == "proxy password"
 
 
 def test_a_socks_proxy_is_not_tried_and_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from qlora_doctor.facts import Facts, GpuProcess, MigSlice, Native
+from qlora_doctor.facts import Facts, GpuProcess, MigSlice, Native, Unknown
 from qlora_doctor.gather import probe
 from qlora_doctor.gather.interpreters import here, other
-from tests.gather.environments import module, virtual_environment
+from tests.gather.environments import executable, module, virtual_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ELF, ld.so and libnvidia-ml are Linux's")
 
@@ -186,79 +186,134 @@ def test_an_amd_card_without_its_compute_driver_is_no_gpu_to_compute_on(tmp_path
     assert probe.other_gpus(str(tmp_path) + "/") == []
 
 
-# ---- a libnvidia-ml that answers from a file
-
-NVML = r"""
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-/* One line a GPU: name|major|minor|total|free|mig|slices|mode|ecc|errors|pid|held */
-static char lines[16][512]; static unsigned count;
-static const char *field(long gpu, int n) {
-    static char copy[512]; strcpy(copy, lines[gpu]); char *p = copy;
-    while (n--) p = strchr(p, '|') + 1;
-    char *end = strpbrk(p, "|\n"); if (end) *end = 0; return p;
+AMD_STATIC = {
+    "gpu": 0,
+    "asic": {"market_name": "AMD Radeon RX 7900 XTX", "device_id": "0x744c", "target_graphics_version": "gfx1100"},
+    "vram": {"type": "GDDR6", "size": {"value": 24560, "unit": "MB"}},
 }
-static long gpu(void *d) { return ((long)d & 0xff) - 1; }
-static int slice(void *d) { return ((long)d >> 8) & 0xff; }
-static long number(void *d, int n) { return atol(field(gpu(d), n)); }
-int nvmlInit_v2(void) {
-    FILE *f = fopen(getenv("NVML_ANSWERS"), "r"); if (!f) return 9;
-    count = 0; while (count < 16 && fgets(lines[count], 512, f)) count++;
-    fclose(f); return 0;
-}
-int nvmlShutdown(void) { return 0; }
-int nvmlSystemGetDriverVersion(char *to, unsigned n) { strncpy(to, "580.95.05", n); return 0; }
-int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 13000; return 0; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = count; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(long)(i + 1); return 0; }
-int nvmlDeviceGetName(void *d, char *to, unsigned n) { strncpy(to, field(gpu(d), 0), n); return 0; }
-int nvmlDeviceGetUUID(void *d, char *to, unsigned n) {
-    if (slice(d)) snprintf(to, n, "MIG-%ld-%d", gpu(d), slice(d)); else snprintf(to, n, "GPU-%ld", gpu(d));
-    return 0;
-}
-int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { *a = number(d, 1); *b = number(d, 2); return 0; }
-int nvmlDeviceGetMemoryInfo(void *d, unsigned long long *m) {
-    m[0] = (unsigned long long)number(d, 3) << 30; m[1] = (unsigned long long)number(d, 4) << 30;
-    if (slice(d)) m[0] = 10ull << 30;
-    return 0;
-}
-int nvmlDeviceGetMigMode(void *d, unsigned *a, unsigned *b) { if (number(d, 5) < 0) return 3; *a = *b = number(d, 5); return 0; }
-int nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *n) { *n = 7; return 0; }
-int nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned i, void **s) {
-    if (i >= number(d, 6)) return 6;
-    *s = (void *)((long)d | ((long)(i + 1) << 8)); return 0;
-}
-int nvmlDeviceGetComputeMode(void *d, int *m) { *m = number(d, 7); return 0; }
-int nvmlDeviceGetEccMode(void *d, unsigned *a, unsigned *b) { if (number(d, 8) < 0) return 3; *a = *b = number(d, 8); return 0; }
-int nvmlDeviceGetTotalEccErrors(void *d, int kind, int counter, unsigned long long *n) {
-    if (kind != 1 || counter != 0) return 2;
-    *n = number(d, 9); return 0;
-}
-struct process { unsigned pid; unsigned long long memory; unsigned a, b; };
-int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *n, struct process *p) {
-    *n = number(d, 10) ? 1 : 0; p[0].pid = number(d, 10); p[0].memory = (unsigned long long)number(d, 11) << 30; return 0;
-}
-"""
+RADEON = {"name": "AMD GPU 0x744c", "vendor": "amd", "arch": "", "index": 0}
 
 
 @pytest.fixture
-def nvml(compiled: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a libnvidia-ml where the loader looks first, which tells of GPUs with these rows."""
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a program on PATH that prints this text (a shell script's `case` where it holds one)."""
+
+    def write(name: str, text: str) -> None:
+        executable(tmp_path / "bin" / name, text if text.startswith("#!") else f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    return write
+
+
+@pytest.mark.parametrize("shape", [{"gpu_data": [AMD_STATIC]}, [AMD_STATIC]], ids=["ROCm 6.4", "ROCm 6.0"])
+def test_amd_smi_names_a_card_that_the_kernel_does_not(tool: Any, shape: Any) -> None:
+    tool("amd-smi", "WARNING: the user is not in the render group\n" + json.dumps(shape, indent=1))
+    (gpu,) = probe.named_gpus([RADEON.copy()])
+    assert (gpu["name"], gpu["arch"], gpu["memory_total"]) == ("AMD Radeon RX 7900 XTX", "gfx1100", 24560 << 20)
+
+
+@pytest.mark.parametrize("series", ["Card Series", "Card series"])
+def test_rocm_smi_is_asked_where_amd_smi_is_not_there_or_fails(tool: Any, series: str) -> None:
+    tool("amd-smi", "#!/bin/sh\necho 'ERROR: DRIVER_NOT_LOADED' >&2\nexit 1\n")
+    card0 = {"VRAM Total Memory (B)": str(16 << 30), "VRAM Total Used Memory (B)": str(1 << 30), series: "RX 6800"}
+    small = {"VRAM Total Memory (B)": "67108864", "VRAM Total Used Memory (B)": "26079232", series: "Raphael"}
+    answer = {"card0": {**card0, "GFX Version": "gfx1030"}, "card1": small, "system": {"Driver version": "6.8"}}
+    tool("rocm-smi", json.dumps(answer))
+    (gpu,) = probe.named_gpus([RADEON.copy()])
+    assert (gpu["name"], gpu["arch"]) == ("RX 6800", "gfx1030")
+    assert (gpu["memory_total"], gpu["memory_free"]) == (16 << 30, 15 << 30)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", '{"gpu_data": 3}', "[{", '{"gpu_data": [{"asic": null}]}', "no cards", "[" * 99_999]
+)
+def test_a_tool_that_answers_strangely_leaves_the_general_name(tool: Any, answer: str) -> None:
+    tool("amd-smi", answer)
+    tool("rocm-smi", answer)
+    assert probe.named_gpus([RADEON.copy()]) == [RADEON]
+
+
+def test_a_tool_that_hangs_is_ended(tool: Any) -> None:
+    tool("amd-smi", "#!/bin/sh\nsleep 60\n")
+    assert probe.named_gpus([RADEON.copy()], limit=0.3) == [RADEON]
+
+
+def test_xpu_smi_tells_the_name_and_memory_of_an_intel_card(tool: Any) -> None:
+    every = {"device_list": [{"device_id": 0, "device_name": "Intel(R) Arc(TM) B580 Graphics"}]}
+    one = {"device_id": 0, "memory_physical_size_byte": str(12 << 30), "memory_free_size_byte": str(11 << 30)}
+    tool(
+        "xpu-smi", f"#!/bin/sh\ncase \"$*\" in *-d*) echo '{json.dumps(one)}';; *) echo '{json.dumps(every)}';; esac\n"
+    )
+    (gpu,) = probe.named_gpus([{"name": "Intel GPU 0xe20b", "vendor": "intel", "index": 0}])
+    assert gpu["name"] == "Intel Arc B580 Graphics"
+    assert (gpu["memory_total"], gpu["memory_free"]) == (12 << 30, 11 << 30)
+
+
+def test_a_card_without_a_name_has_that_of_the_list_of_pci_devices(tmp_path: Path) -> None:
+    (tmp_path / "usr/share/misc").mkdir(parents=True)
+    (tmp_path / "usr/share/misc/pci.ids").write_text(
+        "# names\n8086  Intel Corporation\n\t46a6  Alder Lake-P GT2 [Iris Xe Graphics]\n\te20b  Battlemage G21 [Arc B580]\n"
+        "\t\t8086 1100  a board\n8087  Another\n\te20c  not this\n"
+    )
+    card(tmp_path, 0, "0000:03:00.0", vendor="0x8086", device="0xe20b")
+    card(tmp_path, 1, "0000:04:00.0", vendor="0x8086", device="0xe20c")
+    assert [g["name"] for g in probe.other_gpus(str(tmp_path) + "/")] == ["Intel Arc B580", "Intel GPU 0xe20c"]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(90402, "gfx942"), (90010, "gfx90a"), (110000, "gfx1100"), (0, "")])
+def test_the_kind_of_an_amd_card_comes_from_its_compute_driver(tmp_path: Path, number: int, kind: str) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kfd").write_text("")
+    card(tmp_path, 0, "0000:04:00.0", vendor="0x1002", device="0x74a1", product_name="AMD Instinct MI300X")
+    (tmp_path / "sys/devices/0000:04:00.0/drm/renderD128").mkdir(parents=True)
+    node = tmp_path / "sys/class/kfd/kfd/topology/nodes/1"
+    node.mkdir(parents=True)
+    (node / "properties").write_text(f"simd_count 1216\ngfx_target_version {number}\ndrm_render_minor 128\n")
+    (gpu,) = probe.other_gpus(str(tmp_path) + "/")
+    assert gpu["arch"] == kind
+
+
+# ---- a libnvidia-ml that answers from a JSON file, asked by ctypes and by the real nvidia-ml-py
+
+H100_GPU = {"name": "NVIDIA H100 80GB HBM3", "major": 9, "minor": 0, "total": 80, "free": 20, "mig": 0, "mode": 0}
+A100_GPU = {"name": "NVIDIA A100", "major": 8, "minor": 0, "total": 80, "free": 79, "mig": 1}
+Answer = Callable[..., Path]
+
+
+@pytest.fixture
+def nvml(compiled: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Puts a libnvidia-ml where the loader looks first, which tells of these GPUs."""
     if probe.nvidia_traces():
         pytest.skip("this machine has an NVIDIA driver of its own")
 
-    def answer(*rows: str) -> None:
-        compiled(tmp_path / "driver" / "libnvidia-ml.so.1", NVML)
-        (tmp_path / "answers").write_text("\n".join(rows) + "\n")
-        monkeypatch.setenv("NVML_ANSWERS", str(tmp_path / "answers"))
+    def answer(*gpus: dict[str, Any], **more: Any) -> Path:
+        source = (Path(__file__).parent / "nvml_stub.c").read_text(encoding="utf-8")
+        compiled(tmp_path / "driver" / "libnvidia-ml.so.1", source)
+        data = {"driver": "580.95.05", "cuda": 13000, **more, "gpus": list(gpus)}
+        (tmp_path / "answers.json").write_text(json.dumps(data))
+        monkeypatch.setenv("NVML_ANSWERS", str(tmp_path / "answers.json"))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "driver"))
+        return tmp_path / "answers.json"
 
     return answer
 
 
-def test_eight_gpus_and_what_holds_their_memory(nvml: Callable[..., None]) -> None:
-    nvml(*["NVIDIA H100 80GB HBM3|9|0|80|20|0|0|0|1|0|1|59"] * 8)
+def asked(bindings: str) -> Facts:
+    """The facts of a process without site-packages, told of this nvidia-ml-py ("" for none)."""
+    command = [sys.executable, "-I", "-S", "-B", probe.__file__, "ab", "cd", "", "gpus", "driver"]
+    out = run(command, env={**os.environ, probe.BINDINGS: bindings}, capture_output=True, check=True).stdout
+    return Facts.from_wire(json.loads(out.decode().strip()[2:-2]))
+
+
+def nvidia_ml_py() -> str:
+    found = probe.bindings_file()
+    if not found:
+        pytest.skip("nvidia-ml-py is not installed here")
+    return found
+
+
+def test_eight_gpus_and_what_holds_their_memory(nvml: Answer) -> None:
+    nvml(*[{**H100_GPU, "ecc": 1, "errors": 0, "pid": 1, "held": 59}] * 8)
     facts = here(("gpus", "driver"))
     assert [g.index for g in facts.gpus] == list(range(8))
     assert len({g.uuid for g in facts.gpus}) == 8
@@ -269,11 +324,11 @@ def test_eight_gpus_and_what_holds_their_memory(nvml: Callable[..., None]) -> No
     assert facts.driver is not None and facts.driver.cuda == "13.0"
 
 
-def test_modes_slices_and_errors_are_told(nvml: Callable[..., None]) -> None:
+def test_modes_slices_and_errors_are_told(nvml: Answer) -> None:
     nvml(
-        "NVIDIA A100|8|0|80|79|1|2|3|1|4|0|0",
-        "NVIDIA A100|8|0|80|79|1|0|2|0|0|0|0",
-        "Tesla T4|7|5|15|15|-1|0|0|-1|0|0|0",
+        {**A100_GPU, "slices": 2, "mode": 3, "ecc": 1, "errors": 4},
+        {**A100_GPU, "slices": 0, "mode": 2, "ecc": 0, "errors": 0},
+        {"name": "Tesla T4", "major": 7, "minor": 5, "total": 15, "free": 15, "mode": 0},
     )
     split, empty, plain = here(("gpus",)).gpus
     assert split.slices == (MigSlice("MIG-0-1", 10 << 30, "NVIDIA A100"), MigSlice("MIG-0-2", 10 << 30, "NVIDIA A100"))
@@ -282,8 +337,47 @@ def test_modes_slices_and_errors_are_told(nvml: Callable[..., None]) -> None:
     assert (plain.mig, plain.ecc, plain.ecc_errors) == (False, None, None)
 
 
-def test_the_facts_of_such_a_machine_survive_the_wire(nvml: Callable[..., None]) -> None:
-    nvml("NVIDIA A100|8|0|80|79|1|2|3|1|4|0|0")
+def test_the_facts_of_such_a_machine_survive_the_wire(nvml: Answer) -> None:
+    nvml({**A100_GPU, "slices": 2, "mode": 3, "ecc": 1, "errors": 4})
     facts = here(("gpus", "driver", "native"))
     assert Facts.from_wire(json.loads(json.dumps(facts.to_wire()))) == facts
     assert isinstance(facts.native, Native)
+
+
+def test_nvidias_own_bindings_and_ctypes_alone_say_the_same(nvml: Answer) -> None:
+    nvml(
+        {**A100_GPU, "slices": 2, "mode": 3, "ecc": 1, "errors": 4},
+        {**H100_GPU, "ecc": 1, "errors": 0, "pid": 1, "held": 59},
+        {**H100_GPU, "ecc": 0, "pid": 1, "held": -1},
+        {"name": "Tesla T4", "major": 7, "minor": 5, "total": 15, "free": 15, "mode": 0},
+    )
+    by_bindings, by_ctypes = asked(nvidia_ml_py()), asked("")
+    assert len(by_ctypes.gpus) == 4 and by_ctypes.gpus[2].processes[0].memory is None
+    assert by_bindings.gpus == by_ctypes.gpus
+    sources = [d.source for d in (by_bindings.driver, by_ctypes.driver) if d is not None]
+    assert sources == ["nvidia-ml-py", "NVML"]
+
+
+def test_bindings_that_are_broken_are_no_reason_to_know_nothing(nvml: Answer, tmp_path: Path) -> None:
+    nvml(H100_GPU)
+    (tmp_path / "pynvml.py").write_text("raise RuntimeError('an old fork')\n")
+    facts = asked(str(tmp_path / "pynvml.py"))
+    assert [g.name for g in facts.gpus] == ["NVIDIA H100 80GB HBM3"]
+    assert facts.driver is not None and facts.driver.source == "NVML"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(18, "restart the machine"), (9, "not loaded"), (15, "fallen off the bus"), (77, "error 77")]
+)
+def test_a_driver_that_refuses_says_why(nvml: Answer, code: int, words: str) -> None:
+    nvml(H100_GPU, init=code)
+    gpus = asked("").state("gpus")
+    assert isinstance(gpus, Unknown) and words in gpus.reason
+
+
+def test_a_driver_library_that_aborts_takes_nobody_along(nvml: Answer) -> None:
+    nvml(H100_GPU, init=-6)
+    facts = here(("gpus", "interpreter"))
+    gpus = facts.state("gpus")
+    assert isinstance(gpus, Unknown) and "ended the process" in gpus.reason
+    assert facts.interpreter.executable == sys.executable

@@ -427,6 +427,29 @@ def test_nvidia_smi_tells_gpus_and_driver(smi: Any, banner: str, cuda: str | Non
     assert (read("driver").version, read("driver").cuda) == ("550.54.15", cuda)
 
 
+FULL = """#!/bin/sh
+case "$*" in
+  *compute-apps*) echo 'GPU-1, 4711, 9000, /usr/bin/python3, of ours'; echo 'GPU-1, 4712, [N/A], vllm'; echo 'junk' ;;
+  *ecc.mode*) echo '0, Enabled, 3'; echo '1, [N/A], [N/A]' ;;
+  *compute_cap*) echo '0, NVIDIA A100, GPU-1, 580.95.05, 81920, 70000, Exclusive_Process, 8.0, Enabled'
+                 echo '1, NVIDIA RTX A2000, GPU-2, 580.95.05, 12288, 12000, Default, 8.6, [N/A]' ;;
+  -L) echo 'GPU 0: NVIDIA A100 (UUID: GPU-1)'; echo '  MIG 2g.20gb     Device  0: (UUID: MIG-aa)'
+      echo 'GPU 1: NVIDIA RTX A2000 (UUID: GPU-2)' ;;
+  *) echo 'Driver Version: 580.95.05    CUDA Version: 13.0' ;;
+esac
+"""
+
+
+def test_nvidia_smi_also_tells_processes_errors_and_slices(smi: Any) -> None:
+    smi(FULL)
+    split, plain = read("gpus")
+    held = [(p.pid, p.name, p.memory) for p in split.processes]
+    assert held == [(4711, "python3, of ours", 9000 << 20), (4712, "vllm", None)]
+    assert (split.ecc, split.ecc_errors, split.compute_mode) == (True, 3, "exclusive-process")
+    assert [(s.uuid, s.name) for s in split.slices] == [("MIG-aa", "NVIDIA A100 MIG 2g.20gb")]
+    assert (plain.ecc, plain.slices, plain.processes) == (None, None, ())
+
+
 def test_an_old_nvidia_smi_that_does_not_know_the_capability_is_asked_again(smi: Any) -> None:
     refuse = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
     smi(SMI.format(with_capability=refuse, banner="CUDA Version: 11.0"))
@@ -445,6 +468,24 @@ def test_an_nvidia_smi_that_hangs_is_unknown(smi: Any) -> None:
     smi("#!/bin/sh\nsleep 60\n")
     with pytest.raises(probe.Unreadable, match="did not answer in time"):
         probe.nvidia_smi(limit=0.3)
+
+
+@pytest.mark.parametrize(
+    ("size", "owner"), [(3, "nvidia-nccl-cu12"), (5, "nvidia-nccl-cu11"), (4, ""), (None, "")], ids=str
+)
+def test_two_wheels_that_installed_one_file_are_told_apart_by_its_size(
+    site: Path, size: int | None, owner: str
+) -> None:
+    path = "nvidia/nccl/lib/libnccl.so.2"
+    install(site, "nvidia-nccl-cu11", "2.14.3", package=False, files={"RECORD": f"{path},sha256=x,5\n"})
+    install(site, "nvidia-nccl-cu12", "2.27.3", package=False, files={"RECORD": f"{path},sha256=y,3\nnvidia/x.py,,\n"})
+    install(
+        site, "nvidia-cublas-cu12", "12.8", package=False, files={"RECORD": "nvidia/cublas/lib/libcublas.so.12,,9\n"}
+    )
+    if size is not None:
+        (site / path).parent.mkdir(parents=True)
+        (site / path).write_bytes(b"x" * size)
+    assert read("packages").contested == {path: owner}
 
 
 # ---- as a file

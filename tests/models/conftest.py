@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hub_server import HubServer, hub_server
+
+NAME = "tiny/model"
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 8, "hidden_size": 4}
 LLAVA = {
     "model_type": "llava",
@@ -138,3 +141,23 @@ def _words(folder: Folder) -> None:
             "added_tokens_decoder": {"2": {"content": "</s>"}, "3": {"content": "<pad>"}},
         },
     )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with one sound model, an empty cache, and an environment that points to both."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_DISABLE_XET", "QLORA_DOCTOR_MIRRORS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QLORA_DOCTOR_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = Folder(tmp_path / "hub" / "tiny" / "model")
+    folder.json("config.json", {"model_type": "llama"})
+    folder.weights(*TEXT_NAMES)
+    with hub_server(tmp_path / "hub") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server

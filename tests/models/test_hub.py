@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,13 @@ import pytest
 from qlora_checks import hub_models, model_files, model_layout
 from qlora_doctor.examine import Examination, Question, examine
 from qlora_doctor.facts import Disk, Facts, Hub, ModelFacts, Repository
+from qlora_doctor.fix import EnvVar
 from qlora_doctor.gather.hub_model import ask_models
 from qlora_doctor.testing import facts, findings, load, outcome
-from tests.hub_server import HubServer, hub_server
-from tests.models.conftest import LLAVA, LLAVA_NAMES, TEXT_NAMES, Folder
+from tests.hub_server import HubServer, dead_address
+from tests.models.conftest import LLAVA, LLAVA_NAMES, NAME, TEXT_NAMES, Folder
 
-NAME = "tiny/model"
 DETAILS = ("QD202", "QD205", "QD310", "QD314", "QD317", "QD321", "QD323")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub with one sound model, an empty cache, and an environment that points to both."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    folder = Folder(tmp_path / "hub" / "tiny" / "model")
-    folder.json("config.json", {"model_type": "llama"})
-    folder.weights(*TEXT_NAMES)
-    with hub_server(tmp_path / "hub") as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        yield server
 
 
 def asked(hub: HubServer, name: str = NAME, timeout: float = 6.0) -> tuple[Repository, ModelFacts | None]:
@@ -96,7 +79,7 @@ def test_a_fine_tune_in_the_original_layout_is_known_before_any_download(hub: Hu
     tuned.json("config.json", {"model_type": "llava", "mm_vision_tower": "openai/clip"})
     tuned.weights(*TEXT_NAMES, "model.mm_projector.0.weight")
     (found,) = [f for f in check("tiny/tuned").verdict.findings if f.code == "QD321"]
-    assert "hf download tiny/tuned" in found.text
+    assert "qlora-doctor download tiny/tuned" in found.text
 
 
 def test_a_path_in_the_answer_that_leaves_the_repository_is_not_asked_for(hub: HubServer, tmp_path: Path) -> None:
@@ -147,7 +130,7 @@ def test_a_token_is_not_sent_to_a_mirror(hub: HubServer, monkeypatch: pytest.Mon
         ("drip", "timeout"),
         ("html", "not json"),
         ("dead redirect", "refused"),
-        ("redirect loop", "http 302"),
+        ("redirect loop", "redirect loop"),
         ("429", "http 429"),
         ("503", "http 503"),
     ],
@@ -227,3 +210,74 @@ def test_a_download_larger_than_the_disk_is_an_error() -> None:
     assert findings(one, repository("ok", to_download=10), load(NAME)) == ()
     assert findings(one, repository("ok"), load(NAME)) == ()
     assert outcome(one, repository("ok", to_download=11).but(disks=(Disk("hf-cache", "/c"),)), load(NAME)) == "unknown"
+
+
+def test_a_configured_mirror_that_answers_is_what_a_dead_endpoint_is_exchanged_for(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    monkeypatch.setenv("QLORA_DOCTOR_MIRRORS", f"{dead_address()}, {hub.address}")
+    answer = examine(Question(model=NAME, select=("QD202",)))
+    assert [m.reachable for m in answer.facts.hub.mirrors] == [False, True]
+    (found,) = answer.verdict.findings
+    assert found.fixes == (EnvVar("HF_ENDPOINT", hub.address),)
+
+
+def test_without_a_configured_mirror_no_other_address_is_asked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", dead_address())
+    assert check().facts.hub.mirrors == ()
+    assert hub.asked == []
+
+
+def test_asking_writes_nothing_into_the_users_folder_of_the_hub_and_asks_for_nothing_else(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    check()
+    assert not (tmp_path / "home").exists()
+    assert not [path for path, _ in hub.asked if NAME not in path]
+
+
+def test_several_models_of_a_run_are_asked_for_at_once(hub: HubServer, tmp_path: Path) -> None:
+    second = Folder(tmp_path / "hub" / "tiny" / "second")
+    second.json("config.json", {"model_type": "llama"})
+    second.weights(*TEXT_NAMES)
+    repositories, models = ask_models([NAME, "tiny/second", "tiny/none"], os.environ)
+    assert [r.status for r in repositories] == ["ok", "ok", "not found"]
+    assert [m.name for m in models] == [NAME, "tiny/second"]
+
+
+def test_facts_of_the_hub_are_saved_and_read_again(hub: HubServer) -> None:
+    hub.storage = dead_address()
+    facts = check().facts
+    again = Facts.from_wire(facts.to_wire())
+    assert again.hub == facts.hub and facts.hub.routes
+
+
+def test_an_answer_that_is_packed_unasked_is_read(hub: HubServer) -> None:
+    hub.packed = True
+    _, model = asked(hub)
+    assert model is not None and set(model.tensors) == set(TEXT_NAMES)
+
+
+def test_an_answer_that_unpacks_to_more_than_is_read_is_refused(hub: HubServer) -> None:
+    hub.packed = True
+    large = hub.root / NAME / "config.json"
+    large.write_bytes(b'{"a": "' + b" " * (4 << 20) + b'"}')
+    _, model = asked(hub)
+    assert model is not None and model.config is None
+    assert [(f.fault, f.detail) for f in model.files if f.name == "config.json"] == [
+        ("unreadable", "the answer is larger than is read")
+    ]
+
+
+def test_information_that_is_larger_than_is_read_is_no_dead_hub(hub: HubServer) -> None:
+    hub.also = ["x" * 200 + f"{n}.bin" for n in range(40_000)]
+    answer = check()
+    assert answer.facts.hub.reachable is True
+    assert [r.status for r in answer.facts.hub.repositories] == ["unanswered"]
+    assert answer.verdict.findings == ()
+
+
+def test_what_is_no_address_is_not_asked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
+    assert check().facts.hub.reachable is None
