@@ -13,7 +13,7 @@ from qlora_doctor.fix import PipRequirement
 from qlora_doctor.repair import files, journal, pip, pips
 from qlora_doctor.repair.journal import PackageRecord
 from qlora_doctor.repair.plan import Plan
-from qlora_doctor.repair.tools import Tool, tool_of
+from qlora_doctor.repair.tools import Tool, by_conda, conda_commands, tool_of
 from qlora_doctor.repair.world import digest
 
 
@@ -41,15 +41,22 @@ def target_of(facts: Facts, python: str, project: str, saved: bool = False) -> T
     return Target(executable, prefix, tool_of(project, prefix))
 
 
-def commands_of(target: Target, fixes: Sequence[PipRequirement]) -> list[list[str]]:
-    """The commands that a plan's package step runs."""
-    return target.tool.commands(fixes) if target.tool else pip.shown_commands(target.python, fixes)
+def commands_of(target: Target, fixes: Sequence[PipRequirement], before: Packages | None = None) -> list[list[str]]:
+    """The commands that a plan's package step runs; for what conda installed (in `before`), those for a person to run."""
+    if target.tool:
+        return target.tool.commands(fixes)
+    condas = by_conda(before, fixes)
+    others = [f for f in fixes if f not in condas]
+    return [*conda_commands(target.prefix, condas), *(pip.shown_commands(target.python, others) if others else [])]
 
 
 def refusal(plan: Plan, target: Target) -> str:
     """Why the package step of a plan cannot be carried out by us, or ""."""
     if not target.here:
         return "these facts are of another machine; run fix there"
+    condas = [pips.name_of(f) for f in by_conda(plan.before, plan.pip)]
+    if condas:
+        return f"conda installed {', '.join(condas)}, and pip over conda breaks both; run conda's command yourself, then fix again"
     if plan.solution is None or plan.solution.packages is None:
         failure = plan.solution.failure if plan.solution is not None else "it was not asked (--offline)"
         return f"the installer finds no way: {failure}"

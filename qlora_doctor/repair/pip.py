@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from qlora_doctor.errors import RepairError
 from qlora_doctor.facts import Distribution, Packages, canonical
 from qlora_doctor.fix import PipRequirement
+from qlora_doctor.install.commands import UNKNOWN_INDEX
+from qlora_doctor.install.sources import Sources, read_sources
 from qlora_doctor.repair import hooks, pips
 
 SOLVE_LIMIT = 300.0
@@ -77,6 +79,25 @@ def constraint_file(pins: Sequence[str]) -> Iterator[list[str]]:
         yield ["-c", path]
 
 
+def build_options(wanted: Sequence[str], uv: bool, sources: Sources, unknown: str = "") -> tuple[list[str], list[str]]:
+    """The options that lead to the torch build which a requirement such as `torch==2.14.1+cu126` names, and the
+    requirements as this installer takes them.
+
+    `unknown` stands for PyTorch's wheel index where nothing configures one; without it pip's own indexes must have the build.
+    """
+    label = next((w.partition("+")[2] for w in wanted if w.startswith("torch==") and "+" in w), "")
+    if not label:
+        return [], list(wanted)
+    if sources.torch_root:
+        root = f"{sources.torch_root}/{label}"
+        return (
+            ["--index", root, "--index-strategy", "unsafe-best-match"] if uv else ["--extra-index-url", root]
+        ), list(wanted)
+    if uv:
+        return [f"--torch-backend={label}"], [w.partition("+")[0] if w.startswith("torch==") else w for w in wanted]
+    return (["--extra-index-url", f"{unknown}/{label}"] if unknown else []), list(wanted)
+
+
 QUIET = ("--disable-pip-version-check", "--no-input")
 
 
@@ -93,9 +114,11 @@ def install(installer: Installer, fixes: Sequence[PipRequirement], before: Packa
     wanted = [f.requirement for f in fixes if not f.remove]
     if wanted:
         # What the user saw is what is installed, whatever the index has learned in between.
+        uv = installer.kind == "uv"
+        options, wanted = build_options(wanted, uv, read_sources())
         with constraint_file(pin_lines(solved.distributions)) as constraints:
-            quiet = QUIET if installer.kind == "pip" else ()
-            _must(installer.install(*quiet, *constraints, *wanted), "installing")
+            quiet = () if uv else QUIET
+            _must(installer.install(*quiet, *constraints, *options, *wanted), "installing")
     hooks.at("packages-installed")
 
 
@@ -104,6 +127,8 @@ def shown_commands(python: str, fixes: Sequence[PipRequirement], kind: str = "pi
     gone = [f.requirement for f in fixes if f.remove]
     wanted = [f.requirement for f in fixes if not f.remove]
     head = [python, "-m", "pip"]
+    options, wanted = build_options(wanted, kind == "uv", read_sources(), UNKNOWN_INDEX)
+    wanted = [*options, *wanted]
     if kind == "uv":
         return [
             *([["uv", "pip", "uninstall", "--python", python, *gone]] if gone else []),

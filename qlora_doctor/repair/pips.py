@@ -12,6 +12,8 @@ from packaging.version import InvalidVersion, Version
 
 from qlora_doctor.facts import Distribution, Facts, Packages, Unknown, canonical
 from qlora_doctor.fix import Applicability, PipRequirement
+from qlora_doctor.install.builds import fitting, patch_of
+from qlora_doctor.install.machine import machine_of
 from qlora_doctor.repair.simulate import below
 
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton", "torchtext", "xformers", "flash-attn")
@@ -39,7 +41,9 @@ class Merged:
         """One fix a package, in the order of asking, without those that clash."""
         clashing = self.clashes(facts)
         return tuple(
-            intersect([fix for fix, _ in entries]) for name, entries in self.asked.items() if name not in clashing
+            with_fitting_build(intersect([fix for fix, _ in entries]), facts)
+            for name, entries in self.asked.items()
+            if name not in clashing
         )
 
     def clashes(self, facts: Facts) -> dict[str, list[tuple[PipRequirement, str]]]:
@@ -74,6 +78,31 @@ def intersect(fixes: Sequence[PipRequirement]) -> PipRequirement:
     order: list[Applicability] = ["safe", "unsafe", "display-only"]
     worst = max((fix.applicability for fix in fixes), key=order.index)
     return PipRequirement(f"{requirements[0].name}{extra}{','.join(specifiers)}", applicability=worst)
+
+
+def with_fitting_build(fix: PipRequirement, facts: Facts) -> PipRequirement:
+    """A fix of torch narrowed to the nearest version, and the build of it, that driver, GPU and Python can run.
+
+    `torch>=2.6` alone brings the newest torch in its default build, which an older driver does not run. Any other fix, and
+    one for which the tables know no build, stays as it is.
+    """
+    if fix.remove or name_of(fix) != "torch" or isinstance(facts.state("gpus"), Unknown):
+        return fix
+    requirement = Requirement(fix.requirement)
+    if any(s.operator in ("==", "===") for s in requirement.specifier):
+        return fix
+    builds = [b for b in fitting(machine_of(facts)) if requirement.specifier.contains(patch_of(b.torch))]
+    if not builds:
+        return fix
+    have = version_of(installed_version(facts, "torch") or "")
+    # The newest where there is none yet, else the nearest to the one that is there; of one torch what pip brings.
+    build = builds[0] if have is None else min(builds, key=lambda b: abs(Version(b.torch).minor - have.minor))
+    if not build.plain:
+        return PipRequirement(f"torch=={build.version}", applicability=fix.applicability)
+    chosen = Version(build.torch)
+    bounds = [*requirement.specifier, Specifier(f">={chosen}"), Specifier(f"<{chosen.major}.{chosen.minor + 1}")]
+    held = ",".join(sorted(_tightest(bounds), key=_rank))
+    return PipRequirement(f"torch{held}", applicability=fix.applicability)
 
 
 def _tightest(specifiers: Iterable[Specifier]) -> set[str]:
@@ -217,7 +246,23 @@ def risk(fixes: Iterable[PipRequirement], before: Facts, after: Facts) -> dict[s
             what = f"change {have.name} {have.version}" if have is not None else f"install {other}"
             for fix in fixes:
                 reasons.setdefault(name_of(fix), f"it would also {what}")
+    for name, old, older in downgraded(before.packages, after.packages, {name_of(fix) for fix in fixes}):
+        for fix in fixes:
+            reasons.setdefault(name_of(fix), f"it would also take {name} back from {old} to {older}")
     return reasons
+
+
+def downgraded(before: Packages, after: Packages, asked: Iterable[str] = ()) -> list[tuple[str, str, str]]:
+    """What goes back to an older version although nobody asked for it: (name, old version, new version)."""
+    found = []
+    for name in changed(before, after):
+        old, new = before.find(name), after.find(name)
+        if name in asked or old is None or new is None:
+            continue
+        versions = version_of(old.version), version_of(new.version)
+        if versions[0] is not None and versions[1] is not None and versions[1] < versions[0]:
+            found.append((name, old.version, new.version))
+    return found
 
 
 def changed(before: Packages, after: Packages) -> list[str]:

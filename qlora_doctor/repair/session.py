@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 
 from qlora_doctor.errors import RepairError, UsageError
 from qlora_doctor.examine import Examination, Question, examine, home_of
-from qlora_doctor.repair import environment, journal, lock, packages, solve
+from qlora_doctor.repair import constraints, environment, journal, lock, packages, solve
 from qlora_doctor.repair.apply import apply_files, open_journal, stopped
 from qlora_doctor.repair.folders import own_folder, project_of, state_folder
 from qlora_doctor.repair.plan import FileChange, Left, Plan, Solver
 from qlora_doctor.repair.rounds import make_plan
 from qlora_doctor.repair.undo import undo_command
 from qlora_doctor.repair.world import start
+from qlora_doctor.stage import stage
 
 NEEDED = ("interpreter", "host", "packages")
 
@@ -60,8 +61,9 @@ def prepare(question: Question, unsafe: bool, compare: bool = True) -> Prepared:
     project = project_of(home_of(question.paths))
     target = packages.target_of(examination.facts, question.python, project, elsewhere(question))
     solver = solve.solver_for(examination.facts, target.python) if target.here and not question.offline else None
-    plan = make_plan(examination, unsafe=unsafe, solver=solver)
-    fuller = _fuller(examination, plan, solver) if compare and not unsafe else None
+    with stage("planning the repairs"):
+        plan = make_plan(examination, unsafe=unsafe, solver=solver)
+        fuller = _fuller(examination, plan, solver) if compare and not unsafe else None
     refused = packages.refusal(plan, target) if plan.pip else ""
     return Prepared(examination, plan, project, target, fuller, refused)
 
@@ -170,7 +172,7 @@ def _with_packages(prepared: Prepared, unsafe: bool, notes: list[str]) -> Result
     again = examine(prepared.examination.question)
     after = make_plan(again, unsafe=unsafe, pip=False)
     prepared = replace(prepared, examination=again, plan=after)
-    changes = prepared.changes()
+    changes = [*constraints.changes(prepared.project, plan, again.facts), *prepared.changes()]
     if changes:
         full = replace(entry, files=tuple(journal.record(c.path, c.before, c.after) for c in changes))
         _check(changes, undo_words)

@@ -179,7 +179,7 @@ def resulting_version(requirement: Requirement, installed: str | None) -> str:
     for version in [*named, *(below(v) for v in named)]:
         if requirement.specifier.contains(version, prereleases=True):
             return str(version)
-    return str(named[0]) if named else NEWEST
+    return str(named[0]) if named and not requirement.specifier.contains(NEWEST) else NEWEST
 
 
 def below(version: Version) -> Version:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
 
+from qlora_doctor.install.choose import size_of
+
 LIMIT = 4.0
 """Seconds for all files together; what has not answered by then is unknown."""
 
@@ -44,6 +46,11 @@ def _size(url: str) -> int | None:
     except (OSError, ValueError):
         return None
     return int(length) if length and length.isdigit() else None
+
+
+def about(name: str) -> int | None:
+    """The rough size of a package by the table, where its server did not say; None where the table has none."""
+    return size_of(name, "cuda" if name == "torch" else "")
 
 
 def shown(size: int | None) -> str:

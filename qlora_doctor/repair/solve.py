@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qlora_doctor.errors import RepairError
 from qlora_doctor.facts import Distribution, Facts, Packages, Unknown, canonical
 from qlora_doctor.fix import PipRequirement
+from qlora_doctor.install.sources import read_sources
 from qlora_doctor.repair import pips
-from qlora_doctor.repair.pip import QUIET, Installer, constraint_file, failure_of, installer_of, pin_lines, run
+from qlora_doctor.repair.pip import (
+    QUIET,
+    Installer,
+    build_options,
+    constraint_file,
+    failure_of,
+    installer_of,
+    pin_lines,
+    run,
+)
 from qlora_doctor.repair.plan import Solution
 from qlora_doctor.repair.sizes import sizes_of
 
@@ -46,9 +56,10 @@ def _solve(facts: Facts, python: str, fixes: tuple[PipRequirement, ...]) -> Solu
     if not wanted:
         return Solution(packages=base)
     failure = ""
+    options, wanted = build_options(wanted, installer.kind == "uv", read_sources())
     for pins in _pins(base, fixes):
         with constraint_file(pins) as constraints:
-            solution = _ask(installer, [*constraints, *wanted], base)
+            solution = _ask(installer, [*constraints, *options, *wanted], base)
         if solution.packages is not None:
             return solution
         failure = failure or solution.failure
@@ -75,17 +86,31 @@ def _ask(installer: Installer, arguments: Sequence[str], base: Packages) -> Solu
     done = run(installer.install("--dry-run", "--report", "-", "--quiet", "--retries", "1", *QUIET, *arguments))
     if done.returncode:
         return Solution(failure=failure_of(done))
-    try:
-        report = json.loads(done.stdout[done.stdout.index("{") :])
-        installs = report["install"]
-    except (ValueError, KeyError, TypeError):
+    found = reported(done.stdout)
+    if found is None:
         return Solution(
             failure="pip printed no report; it may be older than 22.2: update it (python -m pip install -U pip)"
         )
-    return _from_report(installs, base)
+    return Solution(packages=with_installs(base, found.new), sizes=found.sizes())
 
 
-def _from_report(installs: Sequence[Mapping[str, Any]], base: Packages) -> Solution:
+class Reported(NamedTuple):
+    """What pip's report says would be installed, and where each file lies."""
+
+    new: tuple[Distribution, ...]
+    urls: Mapping[str, str]
+
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes to download for each canonical name; None where its server does not say."""
+        return sizes_of(self.urls)
+
+
+def reported(text: str) -> Reported | None:
+    """The report of `pip install --report -`; None where there is none in the text."""
+    try:
+        installs: Sequence[Mapping[str, Any]] = json.loads(text[text.index("{") :])["install"]
+    except (ValueError, KeyError, TypeError):
+        return None
     new = []
     urls = {}
     for item in installs:
@@ -95,7 +120,7 @@ def _from_report(installs: Sequence[Mapping[str, Any]], base: Packages) -> Solut
         python = str(metadata.get("requires_python", ""))
         new.append(Distribution(name, str(metadata["version"]), requires=requires, requires_python=python))
         urls[canonical(name)] = str(item.get("download_info", {}).get("url", ""))
-    return Solution(packages=with_installs(base, new), sizes=sizes_of(urls))
+    return Reported(tuple(new), urls)
 
 
 def _from_uv(text: str, base: Packages) -> Solution:

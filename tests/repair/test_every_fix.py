@@ -39,8 +39,18 @@ BY_PIP = re.compile(r"QD0\d\d|QD40\d")
 # What this machine cannot show.
 ELSEWHERE = {
     "QD320": "its fix is shown only",
+    "QD336": "needs a checkpoint; tests/models/test_targets.py proves the fix",
+    "QD207": "needs a Hub whose storage is blocked; tests/models/test_hub_routes.py shows what the fix does",
+    "QD217": "needs a Hub on another machine that is asked over plain http, and a token",
     "QD419": "needs Windows",
     "QD424": "needs a CUDA build of torch and its libraries; test_simulate.py shows what the fix does",
+    "QD615": "needs a launcher and several GPUs; tests/checks/test_launch.py shows the fix",
+    "QD433": "needs a CUDA build of torch; tests/checks/test_cuda_beside.py proves the fix",
+    "QD501": "needs a card of just the right size; tests/checks/test_memory_load.py proves the fix",
+    "QD513": "needs a card of just the right size; tests/checks/test_memory_load.py proves the fix",
+    "QD441": "needs two kinds of GPU; tests/checks/test_cuda_beside.py proves the fix",
+    "QD438": "needs a ROCm build of torch and an AMD GPU; tests/checks/test_cuda_beside.py proves the fix",
+    "QD439": "needs a ROCm build of torch; tests/checks/test_cuda_beside.py proves the fix",
 }
 
 
@@ -224,6 +234,19 @@ CASES: dict[str, Case] = {
     ),
     "QD611": Case(change(TRAIN, ("args = Train", "model = model.half()\nargs = Train"))),
     "QD612": Case(change(SFT, ("bf16=True", "fp16=True"))),
+    "QD613": Case(
+        change(
+            args('gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True},'),
+            ("import torch\n", "import os\nimport torch\n\nRANK = int(os.environ['LOCAL_RANK'])\n"),
+        )
+    ),
+    "QD617": Case(
+        change(
+            args('optim="paged_adamw_8bit", fsdp="full_shard",'),
+            ('nf4",', 'nf4", bnb_4bit_quant_storage=torch.bfloat16,'),
+        )
+    ),
+    "QD618": Case(args('optim="adamw_torch", fsdp="full_shard",')),
     "QD621": Case(args("fp16=True,")),
     "QD622": Case(change(TRAIN, ("torch.bfloat16", "torch.float16")), gpu=T4),
     "QD623": Case(args('eval_strategy="epoch",')),
@@ -305,6 +328,9 @@ CASES: dict[str, Case] = {
     ),
     "QD632": Case(LLAVA + VISION_TRAIN),
     "QD201": Case(LOAD, environ={"HF_ENDPOINT": "hf-mirror.example"}),
+    "QD208": Case(LOAD, packages={"socksio": "1.0.0"}, environ={"all_proxy": "socks://127.0.0.1:9"}),
+    "QD210": Case(LOAD, environ={"HF_HUB_ENABLE_HF_TRANSFER": "1"}),
+    "QD437": Case(LOAD, environ={"CUDA_VISIBLE_DEVICES": "0,7"}),
 }
 
 
@@ -346,6 +372,7 @@ class Machine:
             snapshot = home / "hub" / f"models--{model.replace('/', '--')}" / "snapshots" / ("0" * 40)
             snapshot.mkdir(parents=True)
             (snapshot / "config.json").write_text("{}")
+            (snapshot / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
             (snapshot.parent.parent / "refs").mkdir()
             (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"

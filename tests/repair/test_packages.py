@@ -113,6 +113,29 @@ def test_check_names_the_pairs_and_fix_applies_one_set_and_undo_restores_it(envi
     assert "nothing is left" in project.run("undo").out
 
 
+def test_an_apply_leaves_a_constraints_file_that_holds_the_stack_and_undo_takes_it_away(
+    environment: Any, project: Any
+) -> None:
+    target = ("--python", environment.python, *SELECT[:2])
+    dry = project.run("fix", *target)
+    assert "proved by the installer's dry run" in dry.out
+    path = project.path / ".qlora-doctor" / "constraints.txt"
+    assert not path.exists()
+    done = project.run("fix", *target, "--apply", "--yes")
+    assert (done.code, str(path) in done.out) == (0, True)
+    held = dict(line.split("  # ") for line in path.read_text().splitlines() if not line.startswith("#"))
+    assert {line.strip() for line in held} == {
+        f"{name.lower()}=={version}"
+        for name, version in environment.versions().items()
+        if name not in ("packaging", "regex", "tqdm", "PyYAML", "pyyaml")
+    }
+    assert held[next(line for line in held if line.startswith("bitsandbytes"))].startswith("bitsandbytes>=")
+    assert held[next(line for line in held if line.startswith("torch"))] == "as it was"
+    assert environment.pip("install", "--dry-run", "-c", str(path), "peft").count("Would install") == 0
+    assert project.run("undo").code == 0
+    assert not path.exists()
+
+
 def test_a_person_at_the_terminal_is_asked_and_may_say_no(environment: Any, project: Any) -> None:
     pty = pytest.importorskip("pty")
     before = environment.versions()
