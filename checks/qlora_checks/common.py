@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_checks.builds import visible
 from qlora_doctor.facts import Facts, Gpu, Unknown, known
 from qlora_doctor.request import LoadRequest, Quantization
 from qlora_doctor.source import Dotted, Value
@@ -37,8 +38,9 @@ def nvidia(facts: Facts) -> tuple[Gpu, ...] | None:
 
 
 def without_bfloat16(facts: Facts) -> tuple[str, ...]:
-    """The NVIDIA GPUs that have no bfloat16 units (capability below 8.0), as `Tesla T4 (7.5)`."""
-    return tuple(f"{g.name} ({g.capability})" for g in nvidia(facts) or () if g.sm is not None and g.sm < AMPERE)
+    """The NVIDIA GPUs that a run sees and that have no bfloat16 units (capability below 8.0), as `Tesla T4 (7.5)`."""
+    seen = visible(facts) if nvidia(facts) else ()
+    return tuple(f"{g.name} ({g.capability})" for g in seen if g.sm is not None and g.sm < AMPERE)
 
 
 def suited_dtype(facts: Facts) -> tuple[str, str]:

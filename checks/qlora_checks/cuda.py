@@ -5,7 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from qlora_checks import accelerators, builds, features, gpus, install, library, natives, no_gpu, stack
+from qlora_checks import (
+    accelerators,
+    amd,
+    builds,
+    cuda_wheels,
+    extensions,
+    features,
+    gpus,
+    install,
+    library,
+    natives,
+    no_gpu,
+    stack,
+    visible,
+)
 from qlora_doctor.errors import UnknownFact
 from qlora_doctor.facts import Facts, Gpu, Packages, Unknown
 from qlora_doctor.finding import Finding
@@ -67,7 +81,7 @@ def _jetson(facts: Facts) -> bool:
 @check(
     "QD402",
     needs=["torch", "gpus"],
-    wants=["driver", "host", "packages", "interpreter"],
+    wants=["driver", "host", "packages", "interpreter", "environ"],
     since="0.1",
     requires=["QD401"],
 )
@@ -201,4 +215,8 @@ CHECKS: tuple[Check, ...] = (
     *features.CHECKS,
     *natives.CHECKS,
     *accelerators.CHECKS,
+    *amd.CHECKS,
+    *cuda_wheels.CHECKS,
+    *extensions.CHECKS,
+    *visible.CHECKS,
 )

@@ -61,7 +61,7 @@ def _no_such_dtype(request: LoadRequest, name: str, value: str, right: str, targ
     )
 
 
-@check("QD106", wants=["gpus"], since="0.1")
+@check("QD106", wants=["gpus", "environ"], since="0.1")
 def float16_for_a_t5_model(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """InstructBLIP or BLIP-2 with a T5 language model, loaded in float16.
 
@@ -92,7 +92,7 @@ def suited_for_t5(facts: Facts) -> str:
     return "bfloat16" if suited_dtype(facts)[0] == "bfloat16" else "float32"
 
 
-@check("QD114", needs=["gpus"], since="0.1")
+@check("QD114", needs=["gpus"], wants=["environ"], since="0.1")
 def bfloat16_without_hardware(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """bfloat16 asked for on a GPU that has no bfloat16 units (compute capability below 8.0: Turing, Volta, Pascal).
 

@@ -13,11 +13,11 @@ from qlora_doctor.request import LoadRequest, Requests, TrainRequest
 
 
 def _older(facts: Facts, sm: tuple[int, int]) -> Gpu | None:
-    """The first GPU below a compute capability, or None."""
-    return next((g for g in builds.nvidia(facts) if g.sm is not None and g.sm < sm), None)
+    """The first GPU that the run sees below a compute capability, or None."""
+    return next((g for g in builds.visible(facts) if g.sm is not None and g.sm < sm), None)
 
 
-@check("QD416", needs=["gpus"], since="0.1")
+@check("QD416", needs=["gpus"], wants=["environ"], since="0.1")
 def flash_attention_on_an_old_gpu(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """`attn_implementation="flash_attention_2"` on a GPU before Ampere.
 
@@ -45,7 +45,7 @@ def flash_attention_on_an_old_gpu(facts: Facts, request: LoadRequest) -> Iterato
     )
 
 
-@check("QD417", needs=["gpus"], since="0.1")
+@check("QD417", needs=["gpus"], wants=["environ"], since="0.1")
 def eight_bit_on_an_old_gpu(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """`load_in_8bit=True` on a GPU before Turing, or a 4-bit load on one before Pascal.
 
@@ -81,7 +81,7 @@ def eight_bit_on_an_old_gpu(facts: Facts, request: LoadRequest) -> Iterator[Find
     )
 
 
-@check("QD418", needs=["gpus"], since="0.1")
+@check("QD418", needs=["gpus"], wants=["environ"], since="0.1")
 def tf32_on_an_old_gpu(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """`tf32=True` in the training arguments on a GPU before Ampere.
 

@@ -16,26 +16,27 @@ _RUN = ("load", "training")
 # A desktop with a browser holds about one GiB.
 _TAKEN = 2 * GIB
 _TAKEN_SHARE = 0.15
+_LISTS = {"nvidia": "nvidia-smi", "amd": "amd-smi process"}
 
 
 def _label(gpu: Gpu) -> str:
     return f"GPU {gpu.index} ({gpu.name})"
 
 
-@check("QD410", needs=["gpus"], since="0.1")
+@check("QD410", needs=["gpus"], wants=["environ"], since="0.1")
 def gpu_memory_already_taken(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """Something else holds a good part of a GPU's memory.
 
     A notebook that was not shut down, a training that was killed and left a child behind, another user. The run then
     fails with out of memory although the card is large enough.
 
-    It does not apply below 2 GiB or 15 % (a desktop takes that), nor to MIG slices.
+    It does not apply below 2 GiB or 15 % (a desktop takes that), to MIG slices, nor to GPUs that CUDA_VISIBLE_DEVICES hides.
 
     Fix: end what is not needed; the message names the processes as far as the driver does.
 
-    Source: NVML or nvidia-smi, at the moment of the check.
+    Source: NVML or nvidia-smi, and for AMD the kernel's own figures, at the moment of the check.
     """
-    for gpu in builds.nvidia(facts):
+    for gpu in (*builds.visible(facts), *(g for g in facts.gpus if g.vendor == "amd")):
         if gpu.memory_total is None or gpu.memory_free is None or gpu.mig:
             continue
         taken = gpu.memory_total - gpu.memory_free
@@ -55,11 +56,11 @@ def gpu_memory_already_taken(facts: Facts, requests: Requests) -> Iterator[Findi
                 or ["processes that the driver does not name here (another user, or outside this container)"],
                 "pids": [p.pid for p in gpu.processes],
             },
-            fixes=(Advice("end the processes that are not needed (`nvidia-smi` lists them)"),),
+            fixes=(Advice(f"end the processes that are not needed (`{_LISTS[gpu.vendor]}` lists them)"),),
         )
 
 
-@check("QD411", needs=["gpus"], since="0.1")
+@check("QD411", needs=["gpus"], wants=["environ"], since="0.1")
 def gpu_in_a_restricted_mode(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """The compute mode of a GPU lets no process, or only one, use it.
 
@@ -72,7 +73,7 @@ def gpu_in_a_restricted_mode(facts: Facts, requests: Requests) -> Iterator[Findi
 
     Source: NVML, compute mode.
     """
-    for gpu in builds.nvidia(facts):
+    for gpu in builds.visible(facts):
         command = f"nvidia-smi -i {gpu.index} -c DEFAULT"
         if gpu.compute_mode == "prohibited":
             yield Finding(
@@ -93,7 +94,7 @@ def gpu_in_a_restricted_mode(facts: Facts, requests: Requests) -> Iterator[Findi
             )
 
 
-@check("QD412", needs=["gpus"], since="0.1")
+@check("QD412", needs=["gpus"], wants=["environ"], since="0.1")
 def gpu_split_into_slices(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """A GPU is in MIG mode: torch sees slices of it, one a process, or nothing where no slice was made.
 
@@ -106,7 +107,7 @@ def gpu_split_into_slices(facts: Facts, requests: Requests) -> Iterator[Finding]
 
     Source: NVML; NVIDIA MIG user guide.
     """
-    for gpu in builds.nvidia(facts):
+    for gpu in builds.visible(facts):
         if not gpu.mig or gpu.slices is None:
             continue
         if not gpu.slices:
@@ -126,7 +127,7 @@ def gpu_split_into_slices(facts: Facts, requests: Requests) -> Iterator[Finding]
         )
 
 
-@check("QD413", needs=["gpus"], since="0.1")
+@check("QD413", needs=["gpus"], wants=["environ"], since="0.1")
 def gpus_of_different_kinds(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """The GPUs of this machine are not of one kind.
 
@@ -136,11 +137,12 @@ def gpus_of_different_kinds(facts: Facts, requests: Requests) -> Iterator[Findin
 
     An info; a warning where a run would use bfloat16 on a pair of which one lacks it. It does not apply to one GPU.
 
-    Fix: `CUDA_VISIBLE_DEVICES` with the cards that are alike.
+    Fix: `CUDA_VISIBLE_DEVICES` with the cards that are alike, and `CUDA_DEVICE_ORDER=PCI_BUS_ID` beside it: by itself CUDA
+    numbers the fastest card 0, and nvidia-smi goes by the bus.
 
-    Source: NVML.
+    Source: NVML; CUDA programming guide, environment variables.
     """
-    gpus = _visible(facts)
+    gpus = builds.visible(facts)
     kinds = {(g.capability, None if g.memory_total is None else round(g.memory_total / GIB)) for g in gpus}
     if len(gpus) < 2 or len(kinds) < 2:
         return
@@ -151,29 +153,19 @@ def gpus_of_different_kinds(facts: Facts, requests: Requests) -> Iterator[Findin
         key=lambda t: (len(t), [-i for i in t]),
     )
     yield Finding(
-        "the GPUs are of different kinds ({names}){clause}. To use those that are alike: CUDA_VISIBLE_DEVICES={alike}.",
+        "the GPUs are of different kinds ({names}){clause}. To use those that are alike:"
+        " CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={alike}.",
         {
             "names": [_label(g) for g in gpus],
             "clause": ", and not all of them have bfloat16 units" if mixed else "",
             "alike": ",".join(map(str, alike)),
         },
         severity="warning" if mixed and stack.paths(requests).intersection(_RUN) else "info",
-        fixes=(Advice(f"set CUDA_VISIBLE_DEVICES={','.join(map(str, alike))}"),),
+        fixes=(Advice(f"set CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES={','.join(map(str, alike))}"),),
     )
 
 
-def _visible(facts: Facts) -> list[Gpu]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, where it names them by number."""
-    gpus = list(builds.nvidia(facts))
-    environ = facts.state("environ")
-    value = environ.get("CUDA_VISIBLE_DEVICES") if hasattr(environ, "get") else None
-    if value is None:
-        return gpus
-    numbers = [int(w) for w in value.split(",") if w.strip().isdigit()]
-    return [g for g in gpus if g.index in numbers]
-
-
-@check("QD414", needs=["gpus"], since="0.1")
+@check("QD414", needs=["gpus"], wants=["environ"], since="0.1")
 def gpu_with_memory_errors(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """A GPU has counted memory errors that ECC could not correct.
 
@@ -185,7 +177,7 @@ def gpu_with_memory_errors(facts: Facts, requests: Requests) -> Iterator[Finding
 
     Source: NVML, uncorrected errors since the driver was loaded.
     """
-    for gpu in builds.nvidia(facts):
+    for gpu in builds.visible(facts):
         if gpu.ecc_errors:
             yield Finding(
                 "{gpu} has had {count} memory error(s) that could not be corrected since the driver was loaded: results may"

@@ -1,4 +1,4 @@
-"""QD2: the Hub and the network, first cut."""
+"""QD2: the Hub's address, whether it answers, and what is needed from it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from qlora_checks.hub_reasons import SUGGESTED, Cause, cause_of
 from qlora_doctor.errors import UnknownArgument
-from qlora_doctor.facts import Facts
+from qlora_doctor.facts import Facts, Hub
 from qlora_doctor.finding import Finding
 from qlora_doctor.fix import Advice, EnvVar, Fix
 from qlora_doctor.registry import Check, check
@@ -98,31 +99,40 @@ def malformed_endpoint_in_the_script(facts: Facts, requests: Requests) -> Iterat
             )
 
 
-@check("QD202", needs=["hub"], since="0.1", requires=["QD201"])
+@check("QD202", needs=["hub"], since="0.1", requires=["QD201"], wants=["environ", "host", "packages"])
 def unreachable_hub(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """The Hub that the run would download from did not answer.
 
-    One small request is made, with three seconds for everything and without a token. huggingface_hub itself tries
-    again for a long time: with a dead mirror in `HF_ENDPOINT` a load takes more than a minute to fail, and its message
-    does not name the mirror.
+    One small request is made, with three seconds for everything. huggingface_hub itself tries again for a long time:
+    with a dead mirror in `HF_ENDPOINT` a load takes more than a minute to fail, and its message does not name the mirror.
 
-    An error where a model is needed that does not lie in the local cache; a warning where all of them do (they load,
+    The message says which it is: the name that does not resolve, nothing that listens, a connection that is cut, no answer in
+    time, a certificate (of an authority that is not trusted here, out of date, not valid yet, of another host), the proxy (not
+    there, asking for a password, refusing; in WSL 2 a proxy on 127.0.0.1 that runs in Windows), an error of the server, too
+    many requests, a login page, redirects in a circle; and the host, where a redirect led to another one.
+
+    An error where a model is needed that does not lie whole in the local cache; a warning where all of them do (they load,
     after the time-outs). It does not apply offline, and where no model comes from the Hub.
 
-    Fix: another endpoint, or none; the proxy; or `HF_HUB_OFFLINE=1` where everything is cached.
+    Fix: where a mirror is configured and answers, that one; `HF_HUB_OFFLINE=1` where everything is cached; else what the message
+    says of its cause. A mirror that nobody configured is named, never used.
 
-    Source: the request itself; `file_download.py` of huggingface_hub 2.4.
+    Source: the request itself; `file_download.py` and `_http.py` of huggingface_hub 2.4; `X509_V_ERR_*` of OpenSSL; Microsoft's
+    pages on networking in WSL.
     """
     hub = facts.hub
-    models = _needed(facts, requests)
+    models = needed(facts, requests)
     if hub.reachable is not False or hub.offline or not models:
         return
-    missing = [m for m in models if m not in hub.cached]
+    partly = {s.name for s in hub.snapshots if s.missing}
+    missing = [m for m in models if m not in hub.cached or m in partly]
+    cause = cause_of(facts, hub)
     evidence = {
         "endpoint": hub.endpoint,
-        "reason": _REASONS.get(hub.failure.partition(" ")[0], "it did not answer as a Hub does"),
+        "reason": cause.reason,
         "failure": hub.failure,
         "detail": hub.detail,
+        "seconds": hub.seconds,
         "models": missing or models,
         "source": hub.source,
         "where": " (from HF_ENDPOINT)" if hub.source != "default" else "",
@@ -136,32 +146,33 @@ def unreachable_hub(facts: Facts, requests: Requests) -> Iterator[Finding]:
             fixes=(EnvVar("HF_HUB_OFFLINE", "1"),),
         )
         return
-    own = hub.source != "default"
+    remedy, fixes = _remedy(hub, cause)
     yield Finding(
         "{endpoint}{where} cannot be used: {reason} ({failure}). {models} is not in the cache and cannot be downloaded. {remedy}.",
-        {
-            **evidence,
-            "remedy": "Correct or unset HF_ENDPOINT"
-            if own
-            else "Check the network or proxy, or set HF_ENDPOINT to a mirror",
-        },
+        {**evidence, "remedy": remedy},
         severity="error",
-        fixes=(Advice("unset HF_ENDPOINT, or set it to a mirror that answers", "unset HF_ENDPOINT"),)
-        if own
-        else (Advice("check the network and the proxy, or set HF_ENDPOINT to a mirror"),),
+        fixes=fixes,
     )
 
 
-_REASONS = {
-    "dns": "its name cannot be resolved",
-    "refused": "nothing listens there",
-    "reset": "the connection was cut",
-    "timeout": "it gave no answer in time",
-    "tls": "its certificate or TLS setup was not accepted",
-    "proxy": "the proxy did not let the request through",
-    "http": "it answered with an error",
-    "not": "it answered with something else than the Hub's data (a login page or a wrong address)",
-}
+def _remedy(hub: Hub, cause: Cause) -> tuple[str, tuple[Fix, ...]]:
+    """What to do, as a sentence and as fixes: a configured mirror that answers comes first."""
+    answers = next((m.endpoint for m in hub.mirrors if m.reachable), "")
+    if answers:
+        return f"The mirror {answers} is configured and answers: set HF_ENDPOINT to it", (
+            EnvVar("HF_ENDPOINT", answers),
+        )
+    own = hub.source != "default"
+    first = cause.remedy[0].upper() + cause.remedy[1:]
+    if not cause.elsewhere:
+        return first, (Advice(cause.remedy),)
+    if own:
+        return f"{first}; correct or unset HF_ENDPOINT", (
+            Advice("unset HF_ENDPOINT, or set it to a mirror that answers", "unset HF_ENDPOINT"),
+        )
+    return f"{first}, or set HF_ENDPOINT to a mirror that you trust, such as {SUGGESTED}", (
+        Advice("set HF_ENDPOINT to a mirror that you trust", f"export HF_ENDPOINT={SUGGESTED}"),
+    )
 
 
 def hub_models(requests: Requests) -> list[str]:
@@ -177,7 +188,7 @@ def hub_models(requests: Requests) -> list[str]:
     return found
 
 
-def _needed(facts: Facts, requests: Requests) -> list[str]:
+def needed(facts: Facts, requests: Requests) -> list[str]:
     """The models that come from the Hub: no folders, as far as the machine was asked; else no bare names."""
     names = hub_models(requests)
     return [m for m in names if (m in facts.hub.asked if facts.hub.asked else "/" in m)]
@@ -195,12 +206,12 @@ def offline_without_the_model(facts: Facts, requests: Requests) -> Iterator[Find
 
     Source: `constants.py` of huggingface_hub 2.4.
     """
-    name = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _true(facts.environ.get(n))), "")
+    name = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if switched_on(facts.environ.get(n))), "")
     if not name:
         return
     hub = facts.hub
     elsewhere = any("cache_dir" in load.call.arguments for load in requests.loads)
-    missing = [m for m in _needed(facts, requests) if m not in hub.cached]
+    missing = [m for m in needed(facts, requests) if m not in hub.cached]
     if missing and not elsewhere:
         yield Finding(
             "{name} is set, and {models} is not in the cache: the load fails. Unset {name} for the first run, or download the"
@@ -211,7 +222,7 @@ def offline_without_the_model(facts: Facts, requests: Requests) -> Iterator[Find
         )
 
 
-def _true(value: str | None) -> bool:
+def switched_on(value: str | None) -> bool:
     return value is not None and value.upper() in ("1", "ON", "YES", "TRUE")
 
 

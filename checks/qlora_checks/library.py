@@ -84,7 +84,9 @@ def _override(facts: Facts, version: str) -> str | None:
     return None if value == "" and leading(version) < (0, 50) else value
 
 
-@check("QD404", needs=["packages", "torch", "gpus"], wants=["host"], since="0.1", requires=["QD402", "QD403"])
+@check(
+    "QD404", needs=["packages", "torch", "gpus"], wants=["host", "environ"], since="0.1", requires=["QD402", "QD403"]
+)
 def gpu_without_code_in_bitsandbytes(facts: Facts, requests: Requests) -> Iterator[Finding]:
     """The bitsandbytes library carries no code for this GPU, although torch does.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_checks import stack
+from qlora_checks import live_causes, stack
+from qlora_doctor.errors import UnknownFact
 from qlora_doctor.facts import Facts, LiveProbe
 from qlora_doctor.finding import Finding, Severity
 from qlora_doctor.fix import Advice
@@ -42,7 +43,16 @@ def _how(probe: LiveProbe) -> str:
 
 
 def _bad(facts: Facts, start: str) -> Iterator[LiveProbe]:
-    yield from (p for p in facts.live if p.name.startswith(start) and p.outcome in _BAD)
+    """The probes of this name that went wrong.
+
+    Raises:
+        UnknownFact: one of them was cut short by what ran before it, so that nobody knows how it would have ended.
+    """
+    mine = [p for p in facts.live if p.name.startswith(start)]
+    yield from (p for p in mine if p.outcome in _BAD and not p.cut)
+    for probe in mine:
+        if probe.cut:
+            raise UnknownFact(probe.name, probe.detail)
 
 
 def _evidence(probe: LiveProbe, **more: str) -> dict[str, object]:
@@ -100,8 +110,9 @@ def _wants_flash(requests: Requests) -> bool:
 
 
 def _remedy(probe: LiveProbe, name: str, optional: bool) -> str:
-    if probe.missing.startswith(("GLIBC", "CXXABI")):
-        return f"This system is older than what {name} was built for: use a newer system or an older {name}"
+    named = live_causes.remedy(probe, name)
+    if named:
+        return named
     if optional:
         return (
             f"Uninstall {name}, or install the build for this torch (transformers imports it wherever it is installed)"

@@ -32,7 +32,7 @@ _FOLLOWED = (
 )
 
 
-@check("QD101", needs=["packages"], wants=["gpus"], since="0.1")
+@check("QD101", needs=["packages"], wants=["gpus", "environ"], since="0.1")
 def quantized_load_without_dtype(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """A 4-bit or 8-bit load that does not say which dtype the unquantised weights get.
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_checks.common import bnb_quantization
-from qlora_checks.planned import kept_of, only_gpu, planned, shape_of_load
+from qlora_checks.planned import only_gpu, planned
 from qlora_doctor.errors import UnknownArgument
 from qlora_doctor.facts import Facts, Unknown, known
 from qlora_doctor.finding import Finding
 from qlora_doctor.fix import Advice, Fix, PipRequirement, TrainSetting
 from qlora_doctor.registry import Check, check
-from qlora_doctor.request import LoadRequest, TrainRequest
+from qlora_doctor.request import TrainRequest
 
 if TYPE_CHECKING:
     from qlora_doctor.memory.fit import Proposal
@@ -44,38 +44,7 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f}"
 
 
-@check("QD501", needs=["gpus"], since="0.1")
-def weights_larger_than_the_gpu(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
-    """A model whose weights, quantised as this load asks, are larger than the GPU.
-
-    The bytes are exact: each 4-bit matrix is half a byte a weight and a scale for every 64, the rest is 16 bit. A load that
-    fails for want of memory does so after the download. Nothing is said where the machine has several GPUs, where the model's
-    shape does not ship with the doctor, or where the load is not quantised (it may be meant for the CPU).
-
-    The fix: a smaller model, or a larger card; `qlora-doctor plan --gpu 8gb` lists what fits.
-    """
-    gpu, shape = only_gpu(facts), shape_of_load(request)
-    quantization = bnb_quantization(request)
-    if gpu is None or shape is None or quantization is None or quantization.bits != 4:
-        return
-    room = known(gpu.memory_total, "memory of the GPU")
-    double = quantization.config.get("bnb_4bit_use_double_quant", False) if quantization.config is not None else False
-    from qlora_doctor.memory.settings import Settings
-
-    s = Settings(images=0, kept=kept_of(request), double_quant=double is True)
-    needed = sum(i.bytes for i in estimate(shape, s).items if i.name.startswith(("quantised", "16-bit")))
-    if needed <= room:
-        return
-    yield Finding(
-        "{model}: its 4-bit weights alone take {needed} GiB, and {gpu} has {room} GiB: take a smaller model or a larger card",
-        evidence={"model": request.model_or, "needed": _gib(needed), "gpu": gpu.name, "room": _gib(room)},
-        severity="error",
-        site=request.site,
-        fixes=(Advice("take a model that fits this card", f"qlora-doctor plan --gpu {room / GIB:.0f}gb"),),
-    )
-
-
-@check("QD502", needs=["gpus"], wants=["packages"], since="0.1", requires=["QD501"])
+@check("QD502", needs=["gpus"], wants=["packages", "model"], since="0.1", requires=["QD501"])
 def training_larger_than_the_gpu(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """A 4-bit training run that runs out of memory whatever the data: even rows of 64 tokens do not fit.
 
@@ -117,7 +86,7 @@ def training_larger_than_the_gpu(facts: Facts, request: TrainRequest) -> Iterato
     )
 
 
-@check("QD503", needs=["gpus"], wants=["packages"], since="0.1", requires=["QD501", "QD502"])
+@check("QD503", needs=["gpus"], wants=["packages", "model", "host"], since="0.1", requires=["QD501", "QD502"])
 def rows_at_the_limit_do_not_fit(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """A 4-bit training run that fits with short rows, but not, or barely, with rows as long as its own max_length.
 
@@ -125,7 +94,9 @@ def rows_at_the_limit_do_not_fit(facts: Facts, request: TrainRequest) -> Iterato
     "barely" means that the expected figure fits and the high one does not. Nothing is said where the training arguments set no
     length.
 
-    The fix: settings with which the longest row fits too, or a shorter max_length.
+    The fix: settings with which the longest row fits too, or a shorter max_length. Where only what the allocator may lose to
+    fragmentation is too much, `expandable_segments:True` comes first: rows of changing length leave holes between fixed
+    segments, and expandable ones close them (torch's CUDA notes; Linux only).
     """
     gpu = only_gpu(facts)
     plan = planned(facts, request) if gpu is not None else None
@@ -150,8 +121,19 @@ def rows_at_the_limit_do_not_fit(facts: Facts, request: TrainRequest) -> Iterato
         },
         severity="warning",
         site=request.site,
-        fixes=tuple(_fixes(request, plan.full, fit(plan.shape, plan.full, room))),
+        fixes=(*_unfragmented(facts, b, room), *_fixes(request, plan.full, fit(plan.shape, plan.full, room))),
     )
+
+
+def _unfragmented(facts: Facts, b: Breakdown, room: int) -> Iterator[Fix]:
+    """The allocator's setting, where without its worst slack the run would fit."""
+    from qlora_doctor.memory.formula import CONTEXT, WORKSPACE
+
+    slack = b.overhead[2] - CONTEXT[2] - WORKSPACE
+    host = facts.state("host")
+    if b.expected <= room and b.high - slack <= room and (isinstance(host, Unknown) or host.system == "Linux"):
+        text = "let the allocator close its holes, which rows of changing length leave"
+        yield Advice(text, "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
 
 
 def _fixes(request: TrainRequest, before: Settings, found: Proposal | None) -> Iterator[Fix]:
@@ -178,7 +160,7 @@ def _fixes(request: TrainRequest, before: Settings, found: Proposal | None) -> I
         yield TrainSetting("r", after.rank, target="lora", applicability="unsafe")
 
 
-@check("QD504", needs=["gpus"], wants=["packages"], since="0.1", requires=["QD410", "QD502"])
+@check("QD504", needs=["gpus"], wants=["packages", "model"], since="0.1", requires=["QD410", "QD502"])
 def gpu_memory_held_by_others(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """A run that would fit on the GPU, but not in what other processes leave of it now.
 
@@ -212,69 +194,6 @@ def gpu_memory_held_by_others(facts: Facts, request: TrainRequest) -> Iterator[F
     )
 
 
-@check("QD505", needs=["host"], since="0.1")
-def host_memory_too_small_for_the_load(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
-    """A load that needs more host memory than the machine, or its container, may use.
-
-    A load reads one file of the checkpoint at a time, up to about 5 GB, before it goes to the GPU; the libraries take another
-    GiB. Past a container's limit the kernel kills the process without a word of Python. Swap counts as memory here, so on
-    Windows and WSL a larger page file helps.
-
-    The fix: a larger limit (docker --memory, .wslconfig), swap, or a checkpoint that is already saved in 4 bit.
-    """
-    shape = shape_of_load(request)
-    if shape is None:
-        return
-    host = facts.host
-    limits = [m for m in (host.memory_total, host.memory_limit) if m]
-    if not limits:
-        known(None, "memory of the machine")
-    room = min(limits) + (host.swap_total or 0)
-    needed = min(shape.parameters * 2, 5 * 10**9) + GIB
-    if needed <= room:
-        return
-    limited = (
-        host.memory_limit is not None and host.memory_limit == min(limits) and host.memory_limit != host.memory_total
-    )
-    yield Finding(
-        "{model}: the load needs about {needed} GiB of host memory, and {where} {room} GiB (swap counted): raise the limit or add swap",
-        evidence={
-            "model": request.model_or,
-            "needed": _gib(needed),
-            "where": "this container may use" if limited else "this machine has",
-            "room": _gib(room),
-        },
-        severity="warning",
-        site=request.site,
-    )
-
-
-@check("QD506", needs=["disks"], wants=["hub"], since="0.1")
-def disk_too_small_for_the_download(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
-    """A model that is not in the Hub's cache yet, and is larger than the free space where the cache lies.
-
-    The download is the 16-bit checkpoint, whatever the load makes of it. A disk that fills up leaves half a file and an error
-    that names no disk. Nothing is said where it is not known whether the model is cached already.
-
-    The fix: free space, or put the cache elsewhere (HF_HOME).
-    """
-    shape = shape_of_load(request)
-    state = facts.state("hub")
-    if shape is None or isinstance(state, Unknown):
-        return
-    if request.model in state.cached or request.call.seen("cache_dir") is not None:
-        return
-    needed = shape.parameters * 2
-    for disk in facts.disks:
-        if disk.purpose == "hf-cache" and disk.free is not None and disk.free < needed:
-            yield Finding(
-                "{model}: the download is {needed} GiB, and {path} has {free} GiB free: free space there or set HF_HOME to a larger disk",
-                evidence={"model": request.model, "needed": _gib(needed), "path": disk.path, "free": _gib(disk.free)},
-                severity="error",
-                site=request.site,
-            )
-
-
 @check("QD507", needs=["host"], since="0.1")
 def shared_memory_too_small_for_workers(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """Data loader workers in a container with 64 MiB of shared memory.
@@ -305,7 +224,7 @@ def shared_memory_too_small_for_workers(facts: Facts, request: TrainRequest) -> 
     )
 
 
-@check("QD508", needs=["gpus"], wants=["packages"], since="0.1", requires=["QD502", "QD503"])
+@check("QD508", needs=["gpus"], wants=["packages", "model"], since="0.1", requires=["QD502", "QD503"])
 def no_checkpointing_on_a_small_gpu(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """Gradient checkpointing off on a card where rows of 512 tokens then do not fit, though with it they would.
 
@@ -361,7 +280,7 @@ def every_row_padded_to_the_maximum(facts: Facts) -> Iterator[Finding]:
             )
 
 
-@check("QD512", needs=["gpus"], wants=["packages"], since="0.1", requires=["QD502"])
+@check("QD512", needs=["gpus"], wants=["packages", "model"], since="0.1", requires=["QD502"])
 def float32_embeddings_fill_the_gpu(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """prepare_model_for_kbit_training makes embeddings and head float32, and with that the run no longer fits.
 
@@ -426,12 +345,9 @@ def bitsandbytes_that_keeps_activations(facts: Facts, request: TrainRequest) -> 
 
 
 CHECKS: tuple[Check, ...] = (
-    weights_larger_than_the_gpu,
     training_larger_than_the_gpu,
     rows_at_the_limit_do_not_fit,
     gpu_memory_held_by_others,
-    host_memory_too_small_for_the_load,
-    disk_too_small_for_the_download,
     shared_memory_too_small_for_workers,
     no_checkpointing_on_a_small_gpu,
     every_row_padded_to_the_maximum,

@@ -27,7 +27,7 @@ _SMALL = ("config.json", "generation_config.json", "tokenizer_config.json", "tok
 _AGAIN = "download the files that are named here again, and compare their sizes with those on the model's page"
 
 
-@check("QD310", needs=["model"], since="0.1")
+@check("QD310", needs=["model"], since="0.1", requires=["QD215"])
 def model_folder_without_a_configuration(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """A folder is loaded as a model, and holds no config.json that can be read.
 
@@ -315,7 +315,7 @@ def lfs_pointer_in_place_of_a_file(facts: Facts, request: LoadRequest) -> Iterat
         )
 
 
-@check("QD316", needs=["model"], since="0.1", requires=["QD310"])
+@check("QD316", needs=["model"], since="0.1", requires=["QD207", "QD215", "QD310"])
 def web_page_in_place_of_a_file(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """A file of the folder is a web page: a login form, an error page or a captive portal, saved under the file's name.
 

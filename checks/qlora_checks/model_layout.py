@@ -115,7 +115,8 @@ def original_llava_layout(facts: Facts, request: LoadRequest) -> Iterator[Findin
     it too. Silent where the authors' own package loads it.
 
     Fix: the converted repository of llava-hf, for a published model; for a fine-tune `qlora-core convert DIR OUT`, which
-    renames the weights, adds the vision tower that config.json names, and builds the processor.
+    renames the weights, adds the vision tower that config.json names, and builds the processor. `load_quantized` does that by
+    itself, once, and keeps the result in the doctor's cache folder.
 
     Source: facts run with a tiny checkpoint in this layout on 4.44.2, 4.57.6 and 5.23.0; haotian-liu/LLaVA #1831.
     """
@@ -130,7 +131,7 @@ def original_llava_layout(facts: Facts, request: LoadRequest) -> Iterator[Findin
     if model.origin == "hub":
         if known_model(model.name):
             return  # the checks that go by the name have said it, with the repository to take
-        command = f"hf download {path} --local-dir {last} && qlora-core convert {last} {last}-hf"
+        command = f"qlora-doctor download {path} --to {last} && qlora-core convert {last} {last}-hf"
     instead = f"take {twin.instead}, or convert the folder" if twin and twin.instead else "convert the folder"
     yield Finding(
         "{model} is in the original LLaVA layout ({evidence}), which no transformers class has: {instead} with "

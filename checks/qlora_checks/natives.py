@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 
 from qlora_checks import builds, stack
+from qlora_checks.cuda_wheels import shared_pairs
 from qlora_checks.requirements import leading, minor
 from qlora_doctor.errors import UnknownFact
-from qlora_doctor.facts import Binary, Facts, Library, TorchBuild, Unknown
+from qlora_doctor.facts import Binary, Facts, Library, TorchBuild, Unknown, canonical
 from qlora_doctor.finding import Finding
 from qlora_doctor.fix import Advice, EnvVar, PipRequirement
 from qlora_doctor.registry import Check, check
@@ -273,8 +274,8 @@ def flash_attn_of_another_torch(facts: Facts, requests: Requests) -> Iterator[Fi
     (`2.7.4.post1+cu12torch2.6cxx11abiFALSE`) and in the libraries that they link. With another torch the import fails
     with an undefined symbol; transformers imports it wherever it is installed.
 
-    It does not apply where neither the version nor the file tells. xformers and triton name their torch in their
-    metadata, which QD007 judges.
+    It does not apply where neither the version nor the file tells. xformers names its torch in its metadata (QD436), and
+    torch its triton (QD007).
 
     An error where the run asks for flash_attention_2, else a warning.
 
@@ -333,7 +334,8 @@ def cuda_wheels_of_another_major(facts: Facts, requests: Requests) -> Iterator[F
     An upgrade of torch leaves the old ones (`nvidia-cublas-cu11`, some 3 GB). They do no harm by themselves; what puts
     their folders on LD_LIBRARY_PATH does.
 
-    An info. It does not apply to CPU builds of torch, nor to what another installed package asks for.
+    An info. It does not apply to CPU builds of torch, to what another installed package asks for, nor to those that share a
+    file with the wheel that torch needs: uninstalling them would take it away, and QD440 says what to do.
 
     Fix: uninstall them.
 
@@ -350,6 +352,7 @@ def cuda_wheels_of_another_major(facts: Facts, requests: Requests) -> Iterator[F
         for line in d.requires
         if line.lower().startswith("nvidia")
     }
+    asked |= {canonical(d.name) for _, others in shared_pairs(facts) for d in others}
     left = sorted(
         n for n in names if re.fullmatch(r"nvidia-.+-cu\d{2}", n) and not n.endswith("cu" + major) and n not in asked
     )

@@ -42,7 +42,8 @@ def environ_set_after_import(facts: Facts) -> Iterator[Finding]:
     which calls it, and with it `import peft` and transformers' Trainer (each traced on the current stack).
 
     HF_TOKEN, TOKENIZERS_PARALLELISM, WANDB_* and PYTORCH_CUDA_ALLOC_CONF are read when they are used, and are not
-    judged. A variable that the environment holds with the same value already is not reported.
+    judged. A variable that the environment holds with the same value already is not reported, nor a CUDA_VISIBLE_DEVICES
+    that names every GPU there is, in their order, as "0" does on a machine with one.
 
     Fix: set it before the imports, or in the shell.
     """
@@ -54,7 +55,9 @@ def environ_set_after_import(facts: Facts) -> Iterator[Finding]:
             seen.add(write.name)
             continue
         seen.add(write.name)
-        if _held_already(facts, write) or (write.name == "CUDA_VISIBLE_DEVICES" and _no_cuda(facts, readers)):
+        if _held_already(facts, write):
+            continue
+        if write.name == "CUDA_VISIBLE_DEVICES" and (_no_cuda(facts, readers) or _every_gpu(facts, write)):
             continue
         yield Finding(
             "{name} is set too late and changes nothing: `{reader}` comes first and reads it. Set it before the imports "
@@ -102,6 +105,16 @@ def _no_cuda(facts: Facts, readers: list[str]) -> bool:
     known = not isinstance(packages, Unknown) and bool(packages.distributions)
     by_import = readers[0].startswith(("import", "from"))
     return nvidia(facts) == () or (by_import and known and packages.find("bitsandbytes") is None)
+
+
+def _every_gpu(facts: Facts, write: EnvironWrite) -> bool:
+    """Whether the value leaves every GPU where it is, so that nobody can tell whether it was read."""
+    gpus, environ = nvidia(facts), facts.state("environ")
+    if not gpus or (not isinstance(environ, Unknown) and environ.get("CUDA_VISIBLE_DEVICES") is not None):
+        return False
+    entries = [entry.strip() for entry in write.value.split(",")] if isinstance(write.value, str) else []
+    wanted = zip(entries, gpus, strict=False)
+    return len(entries) == len(gpus) and all(e == str(g.index) or (g.uuid and e == g.uuid) for e, g in wanted)
 
 
 def _held_already(facts: Facts, write: EnvironWrite) -> bool:

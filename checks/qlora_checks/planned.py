@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_checks.common import bnb_quantization
 from qlora_checks.runs import by_trl, checkpoints
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 # The shortest rows that anybody trains on; used where the length of the data is not known.
 SHORTEST = 64
-_KEPT = {
-    "vision": "vision tower",
-    "visual": "vision tower",
-    "projector": "projector",
-    "language_projection": "projector",
-    "qformer": "Q-Former",
+# The first word that a name holds decides: Qwen's `visual.merger` is its projector, and `visual` covers both.
+_KEPT: Mapping[str, tuple[str, ...]] = {
+    "merger": ("projector",),
+    "visual": ("vision tower", "projector"),
+    "vision": ("vision tower",),
+    "projector": ("projector",),
+    "language_projection": ("projector",),
+    "qformer": ("Q-Former",),
 }
 
 
@@ -47,18 +50,41 @@ def only_gpu(facts: Facts) -> Gpu | None:
     return gpus[0] if alone and gpus[0].memory_total else None
 
 
-def shape_of_load(load: LoadRequest | None) -> Shape | None:
-    """The shape of a model whose configuration ships with the doctor; None for others, and for a local folder."""
+def shape_of_load(load: LoadRequest | None, facts: Facts | None = None) -> Shape | None:
+    """The shape of the model that a load names; None where it is not known.
+
+    It is known where its configuration ships with the doctor, or (a check that wants `model`) where the model's own
+    config.json could be read, in its folder or on the Hub.
+    """
     if load is None:
         return None
     from qlora_doctor.memory.known import shipped_shape
 
     name = load.call.seen("pretrained_model_name_or_path")
-    return (
-        shipped_shape(name)
-        if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~"))
-        else None
-    )
+    if not isinstance(name, str):
+        return None
+    model = facts.state("model") if facts is not None else None
+    if model is not None and not isinstance(model, Unknown) and model.config is not None:
+        return _described(model.config, name)
+    return shipped_shape(name) if name.count("/") == 1 and not name.startswith((".", "/", "~")) else None
+
+
+def _described(config: Mapping[str, Any], name: str) -> Shape | None:
+    """The shape that a config.json describes; None where it leaves out what decides, or is of no kind known here."""
+    from qlora_doctor.errors import UsageError
+    from qlora_doctor.memory.shapes import shape_of
+
+    inside, sizes = config.get("text_config"), ("hidden_size", "d_model")
+    flat = config.get("model_type") in ("qwen2_vl", "qwen2_5_vl") or "vision_config" not in config
+    # The authors' own LLaVA files say `llava` too, and have neither text_config nor vision_config.
+    if not isinstance(inside, Mapping) and not (
+        flat and any(config.get(s) for s in sizes) and "mm_vision_tower" not in config
+    ):
+        return None
+    try:
+        return shape_of(config, name)
+    except UsageError:
+        return None
 
 
 def kept_of(load: LoadRequest) -> tuple[str, ...]:
@@ -73,7 +99,8 @@ def kept_of(load: LoadRequest) -> tuple[str, ...]:
     if not isinstance(names, tuple):
         return ()
     words = [w for w in names if isinstance(w, str)]
-    return tuple(dict.fromkeys(part for key, part in _KEPT.items() if any(key in w for w in words)))
+    found: Iterator[tuple[str, ...]] = (next((parts for key, parts in _KEPT.items() if key in w), ()) for w in words)
+    return tuple(dict.fromkeys(part for parts in found for part in parts))
 
 
 def planned(facts: Facts, request: TrainRequest) -> Planned | None:
@@ -82,7 +109,7 @@ def planned(facts: Facts, request: TrainRequest) -> Planned | None:
     Raises:
         UnknownArgument: something that decides cannot be known.
     """
-    shape = shape_of_load(request.load)
+    shape = shape_of_load(request.load, facts)
     if shape is None or request.load is None or request.settings is None:
         return None
     quantization = bnb_quantization(request.load)
@@ -106,12 +133,16 @@ def planned(facts: Facts, request: TrainRequest) -> Planned | None:
         prepared=request.prepared is True,
         checkpointing=_checkpointing(request, s),
         optimizer=_optimizer(s.get("optim")),
-        loss="chunked" if by_trl(request) or s.get("use_liger_kernel") is True else "plain",
+        loss="chunked" if by_trl(request) or _ours(request) or s.get("use_liger_kernel") is True else "plain",
         keeps_inputs=_old_bitsandbytes(facts),
     )
     length = _length(s)
     full = replace(base, length=length or SHORTEST, images=None)
     return Planned(shape, base, full, length)
+
+
+def _ours(request: TrainRequest) -> bool:
+    return request.subclass == "qlora_core.Trainer" and request.trainer.seen("loss") != "plain"
 
 
 def _whole(call: Call, name: str, default: int) -> int:

@@ -67,7 +67,7 @@ def _without(settings: Call, name: str, seen: bool) -> TrainSetting:
     return TrainSetting(name, drop=True, applicability=applicability, site=settings.site)
 
 
-@check("QD622", needs=["gpus", "packages"], since="0.1", requires=["QD621"])
+@check("QD622", needs=["gpus", "packages"], wants=["environ"], since="0.1", requires=["QD621"])
 def bf16_training_without_bfloat16(facts: Facts, request: TrainRequest) -> Iterator[Finding]:
     """`bf16=True` on GPUs without bfloat16 units (capability below 8.0: T4, V100, RTX 20, GTX).
 

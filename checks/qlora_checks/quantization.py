@@ -38,7 +38,7 @@ def four_bit_config(request: LoadRequest) -> Call | None:
     return config_of(request) if quantization is not None and quantization.bits == 4 else None
 
 
-@check("QD110", wants=["gpus", "packages"], since="0.1")
+@check("QD110", wants=["gpus", "packages", "environ"], since="0.1")
 def compute_dtype_left_at_float32(facts: Facts, request: LoadRequest) -> Iterator[Finding]:
     """A 4-bit load whose `bnb_4bit_compute_dtype` is float32, which is what it is when nothing is said.
 

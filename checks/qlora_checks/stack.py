@@ -199,7 +199,10 @@ def told(facts: Facts) -> set[frozenset[str]]:
     pairs = {frozenset((canonical(p.row["left"]), canonical(p.row["right"]))) for p in bad_pairs(facts)}
     pairs |= {frozenset(("transformers", name)) for name in import_ranges(facts)[0]}
     pairs |= {frozenset(("transformers", package)) for package in floors(facts)}
-    return pairs | {frozenset((name, "torch")) for name in ("torchvision", "torchaudio")}
+    torch = by_name(facts.packages).get("torch")
+    wheels = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in torch.requires] if torch is not None else []
+    pairs |= {frozenset(("torch", canonical(name))) for name in wheels if name.lower().startswith("nvidia")}
+    return pairs | {frozenset((name, "torch")) for name in ("torchvision", "torchaudio", "xformers")}
 
 
 def requirement(facts: Facts, package: str, lower: str = "") -> str:

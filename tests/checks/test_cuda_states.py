@@ -62,6 +62,12 @@ def test_taken_memory_names_who_holds_it() -> None:
     assert "python (pid 7, 55.0 GiB), vllm (pid 8)" in found.text
 
 
+def test_taken_memory_of_an_amd_gpu_is_told_too() -> None:
+    held = Gpu("AMD Instinct MI300X", None, 192 * GIB, 40 * GIB, vendor="amd")
+    (found,) = findings(gpus.gpu_memory_already_taken, machine(held))
+    assert "152.0 of 192.0 GiB" in found.text and "amd-smi" in found.fixes[0].title
+
+
 def test_taken_memory_without_a_name_is_said_to_be_of_others() -> None:
     (found,) = findings(gpus.gpu_memory_already_taken, machine(replace(A100, memory_free=20 * GIB)))
     assert "does not name" in found.text

@@ -34,7 +34,7 @@ def newest(given: Facts, *, windows: bool = False) -> tuple[str, str]:
         (machine("570.172.08", RTX_5090), ("2.13", "12.9")),
         (machine("580.95.05", V100, RTX_5090), ("2.10", "12.8")),
         (machine(python="3.9.18"), ("2.8", "12.8")),
-        (machine(python="3.8.18"), ("2.5", "12.4")),
+        (machine(python="3.8.18"), ("2.4", "12.1")),
         (machine("515.65.01", V100), ("2.7", "11.8")),
         (machine(host=Host(machine="aarch64")), ("2.14", "13.0")),
         (facts({}), ("2.14", "13.0")),
@@ -78,17 +78,15 @@ def test_on_windows_pip_brings_a_cpu_build_so_the_command_names_the_cuda() -> No
 
 
 @pytest.mark.parametrize(
-    ("python", "build", "expected"),
+    ("python", "expected"),
     [
-        ("3.11.7", install.Build("2.14", "12.6", False), ["bitsandbytes==0.50.2", "transformers", "accelerate>=1.1.0", "peft>=0.20.0"]),
-        ("3.10.1", install.Build("2.14", "13.0", True), ["bitsandbytes==0.50.2", "transformers<5.21", "accelerate>=1.1.0", "peft>=0.20.0"]),
-        ("3.9.18", install.Build("2.5", "12.4", True), ["bitsandbytes==0.48.2", "transformers<5.0", "accelerate>=0.26.0", "peft>=0.5.0"]),
+        ("3.11.7", ["torch==2.14.1", "transformers==5.23.0", "huggingface-hub==2.4.0", "peft==0.21.2", "accelerate==1.15.0", "bitsandbytes==0.50.2"]),
+        ("3.10.1", ["torch==2.14.1", "transformers==5.20.2", "huggingface-hub==2.4.0", "peft==0.21.2", "accelerate==1.15.0", "bitsandbytes==0.50.2"]),
+        ("3.9.18", ["torch==2.8.0", "transformers==4.57.6", "huggingface-hub==0.36.0", "peft==0.17.1", "accelerate==1.10.1", "bitsandbytes==0.48.2"]),
     ],
 )  # fmt: skip
-def test_what_goes_with_a_build_follows_python_and_torch(
-    python: str, build: install.Build, expected: list[str]
-) -> None:
-    assert install.companions(machine(python=python), build) == expected
+def test_the_newest_set_follows_python(python: str, expected: list[str]) -> None:
+    assert install.companions(machine(python=python)) == expected
 
 
 def test_the_nearest_build_keeps_the_torch_and_the_newest_set_is_offered_beside_it() -> None:
@@ -98,6 +96,9 @@ def test_the_nearest_build_keeps_the_torch_and_the_newest_set_is_offered_beside_
     assert [getattr(fix, "command", "") for fix in found.fixes] == [
         "",
         "pip install 'torch==2.9.*'",
-        "uv pip install 'torch==2.14.*' 'bitsandbytes==0.50.2' transformers 'accelerate>=1.1.0' 'peft>=0.20.0' --torch-backend=cu126",
+        (
+            "uv pip install torch==2.14.1 transformers==5.23.0 huggingface-hub==2.4.0 peft==0.21.2 accelerate==1.15.0"
+            " bitsandbytes==0.50.2 --torch-backend=cu126"
+        ),
     ]
     assert {fix.applicability for fix in found.fixes} == {"display-only"}

@@ -104,3 +104,31 @@ def test_a_paged_optimizer_is_an_error_only_where_it_is_asked_for() -> None:
     check = live.broken_paged_optimizer
     assert findings(check, given, train(settings={"optim": "adamw_torch"}))[0].severity == "warning"
     assert findings(check, given, train(settings={"optim": "paged_adamw_8bit"}))[0].severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "words"),
+    [
+        ("torch", "libcuda.so.1", "--gpus all"),
+        ("torch", "libcudnn.so.9", "cuDNN 9"),
+        ("torch", "ncclCommRegister", "libnccl"),
+        ("torch", "__nvJitLinkComplete_12_4", "Two CUDA versions"),
+        ("torch", "libc.so.6 GLIBC_2.28", "older than"),
+        ("bitsandbytes", "libcudart.so.12", "CUDA 12: bitsandbytes was built for that CUDA"),
+        ("flash_attn", "_ZN3c105ErrorC2ENS_14SourceLocationE", "flash-attn was built for another torch"),
+        ("transformers", "libGL.so.1", "libgl1"),
+        ("torch", "libamdhip64.so.6", "ROCm"),
+        ("torch", "something_else", "--force-reinstall"),
+    ],
+)
+def test_what_is_missing_says_what_to_do(module: str, missing: str, words: str) -> None:
+    (finding,) = said(tried(LiveProbe(f"import {module}", "failed", missing=missing, detail="ImportError")))
+    assert words in finding.text and words in finding.fixes[0].title
+
+
+@pytest.mark.parametrize("name", CODE_OF)
+def test_a_probe_that_was_cut_short_is_unknown_and_no_finding(name: str) -> None:
+    given = tried(LiveProbe(name, "timeout", detail="not started: the 120 s of --live were used up", cut=True))
+    verdict = judge(live.CHECKS, given, [Case(Requests())])
+    assert verdict.findings == ()
+    assert {o.outcome for o in verdict.outcomes if o.code == CODE_OF[name]} == {"unknown"}

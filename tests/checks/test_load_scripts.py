@@ -150,7 +150,7 @@ def test_an_environment_variable_is_judged_by_its_place(tmp_path: Path) -> None:
     assert codes(tmp_path, early) == []
     cuda = 'import os\nimport torch\nos.environ["CUDA_VISIBLE_DEVICES"] = "0"\nimport peft\n'
     assert codes(tmp_path, cuda) == []
-    too_late = 'import os\nimport peft\nos.environ["CUDA_VISIBLE_DEVICES"] = "0"\n'
+    too_late = 'import os\nimport peft\nos.environ["CUDA_VISIBLE_DEVICES"] = "1"\n'
     assert codes(tmp_path, too_late) == ["QD130:3"]
 
 

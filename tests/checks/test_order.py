@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def test_visible_devices_are_no_matter_without_a_gpu_and_are_judged_where_gpus_a
     late = script("CUDA_VISIBLE_DEVICES", ("peft",))
     assert findings(QD130, facts(gpus=()), script=late) == ()
     assert len(findings(QD130, facts(gpus=Unknown("no driver")), script=late)) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "told"), [("0", 1, False), ("0,1", 2, False), ("0", 2, True), ("1,0", 2, True), ("", 1, True)]
+)
+def test_visible_devices_that_name_every_gpu_change_nothing_late_or_early(value: str, count: int, told: bool) -> None:
+    write = EnvironWrite("CUDA_VISIBLE_DEVICES", value, False, 9, False, ("peft",))
+    gpus = tuple(replace(RTX_3060, index=n) for n in range(count))
+    late = Script("t.py", environ=(write,))
+    assert bool(findings(QD130, facts(gpus=gpus), script=late)) is told
+    held = facts(gpus=gpus, environ={"CUDA_VISIBLE_DEVICES": "7"})
+    assert findings(QD130, held, script=late)
 
 
 def test_peft_asks_cuda_only_through_bitsandbytes() -> None:

@@ -240,6 +240,10 @@ def machines() -> dict[str, Facts]:
         **shared_machines(),
         **broken_libraries(),
         **other_systems(),
+        **beside_torch(),
+        **other_vendors(),
+        **states(),
+        **tried(),
     }  # fmt: skip
 
 
@@ -360,6 +364,151 @@ def other_systems() -> dict[str, Facts]:
         ),
         "healthy-600-packages": machine({**NEW, **crowd}, "13.0", (H100,) * 8, R580),
     }  # fmt: skip
+
+
+TORCH_28_ASKS = (
+    "nvidia-cublas-cu12==12.8.4.1; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "nvidia-cudnn-cu12==9.10.2.21; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "nvidia-nccl-cu12==2.27.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "triton==3.4.0; platform_system == 'Linux' and platform_machine == 'x86_64'",
+)
+"""A part of what the metadata of torch 2.8.0 asks for."""
+
+ITS_WHEELS = {"nvidia-cublas-cu12": "12.8.4.1", "nvidia-cudnn-cu12": "9.10.2.21", "nvidia-nccl-cu12": "2.27.3"}
+
+
+def with_wheels(
+    more: Mapping[str, str], asks: Mapping[str, tuple[str, ...]] | None = None, without: str = "", **parts: Any
+) -> Facts:
+    """An A100 with torch 2.8 and NVIDIA's wheels as it asks for them, and what else is installed."""
+    versions = {**MIDDLE, **ITS_WHEELS, **more}
+    requires = {"torch": TORCH_28_ASKS, **(asks or {})}
+    rows = tuple(
+        Distribution(n, v, SITE, requires=requires.get(n, ())) for n, v in sorted(versions.items()) if n != without
+    )
+    return machine(versions, "12.8", (A100,), R580, **{"packages": Packages(rows), **parts})
+
+
+def beside_torch() -> dict[str, Facts]:
+    """NVIDIA's wheels, and packages with CUDA code of their own, beside torch 2.8."""
+    nccl = Library("libnccl", "/opt/nccl/lib/libnccl.so.2.18.5", "2.18.5", by="LD_LIBRARY_PATH")
+    toolkits = (Library("cuda", "/usr/local/cuda-11.8", "11.8.0"), Library("cuda", "/usr/local/cuda-12.8", "12.8.1"))
+    deepspeed = native(R580, toolkits=toolkits, nvcc="11.8.0")
+    xformers = {"xformers": ("torch==2.4.1", "numpy")}
+    return {
+        "healthy-a100-with-nvidia-wheels": with_wheels({}),
+        "healthy-deepspeed-with-its-toolkit": with_wheels(
+            {"deepspeed": "0.18.2"}, native=deepspeed, environ={"CUDA_HOME": "/usr/local/cuda-12.8"}
+        ),
+        "old-nccl-on-the-library-path": with_wheels(
+            {}, native=native(R580, on_path=(nccl,)), environ={"LD_LIBRARY_PATH": "/opt/nccl/lib"}
+        ),
+        "nccl-of-two-cudas": with_wheels({"nvidia-nccl-cu11": "2.14.3"}),
+        "cublas-left-over-from-cuda-11": with_wheels({"nvidia-cublas-cu11": "11.10.3.66"}),
+        "cudnn-moved-by-another-package": with_wheels({"nvidia-cudnn-cu12": "9.1.0.70"}),
+        "torch-without-its-cudnn": with_wheels({}, without="nvidia-cudnn-cu12"),
+        "deepspeed-with-a-cuda-11-toolkit": with_wheels({"deepspeed": "0.18.2"}, native=deepspeed),
+        "xformers-of-another-torch": with_wheels({"xformers": "0.0.28"}, xformers),
+    }
+
+
+def other_vendors() -> dict[str, Facts]:
+    """AMD, Intel and Apple beyond the first of each."""
+    rocm = {**NEW, "torch": "2.14.1+rocm7.1"}
+    plain = {k: v for k, v in NEW.items() if k != "triton"}
+    mac = Host(system="Darwin", machine="arm64", release="24.6.0", cpu_count=12, memory_total=36 * GIB)
+    mi350 = Gpu("AMD Instinct MI350X", None, 288 * GIB, 287 * GIB, vendor="amd", arch="gfx950")
+    radeon = Gpu("AMD Radeon RX 7900 XTX", None, 24 * GIB, 23 * GIB, vendor="amd", arch="gfx1100")
+    older = Gpu("AMD Radeon RX 6800", None, 16 * GIB, 16 * GIB, vendor="amd", arch="gfx1030")
+    ponte = Gpu("Intel Data Center GPU Max 1550", None, 128 * GIB, 127 * GIB, vendor="intel")
+    chip = Gpu("Apple M3 Max GPU", vendor="apple")
+    torch = TorchBuild("2.14.1+rocm7.1", hip="7.1.25424")
+    shipped = BnbBuild("0.50.2", ("cpu", "rocm64", "rocm70", "rocm71", "rocm714", "rocm715", "rocm72"))
+
+    def amd(gpu: Gpu, **parts: Any) -> Facts:
+        return machine(rocm, gpus=(gpu,), **{"torch": torch, "bitsandbytes": shipped, **parts})
+
+    return {
+        "healthy-mi350": amd(mi350),
+        "healthy-rx7900xtx": amd(radeon),
+        "healthy-rx6800-passing-for-another": amd(older, environ={"HSA_OVERRIDE_GFX_VERSION": "11.0.0"}),
+        "healthy-max-1550": machine(
+            {**NEW, "torch": "2.14.1+xpu"}, gpus=(ponte,), torch=TorchBuild("2.14.1+xpu", xpu="20260100"),
+            bitsandbytes=BnbBuild("0.50.2", ("cpu", "xpu2026")),
+        ),
+        "rx6800-with-rocm-7.1": amd(older),
+        "mi300-hidden": amd(MI300, environ={"HIP_VISIBLE_DEVICES": "-1"}),
+        "mi300-with-an-override-of-bitsandbytes": amd(MI300, environ={"BNB_ROCM_VERSION": "63"}),
+        "arc-with-pips-torch": machine(NEW, "13.0", (ARC,)),
+        "m3-with-bnb-0.48": machine({**plain, "bitsandbytes": "0.48.2"}, gpus=(chip,), host=mac),
+    }  # fmt: skip
+
+
+def states() -> dict[str, Facts]:
+    """More cards and drivers, and the states they can be in."""
+    worn = Gpu(H100.name, "9.0", 80 * GIB, 79 * GIB, ecc=True, ecc_errors=3)
+    four = tuple(Gpu(A100.name, "8.0", 80 * GIB, 79 * GIB, index=n) for n in range(4))
+    spark = Gpu("NVIDIA GB10", "12.1", 120 * GIB, 118 * GIB)
+    arm = {"host": linux(machine="aarch64", cpu_count=20), "native": native(R580, binaries=wheels("aarch64"))}
+    compat = libcuda("575.57.08", "compat", "/usr/local/cuda-12.9/compat", "LD_LIBRARY_PATH")
+    return {
+        "healthy-b200": machine(NEW, "13.0", (Gpu("NVIDIA B200", "10.0", 180 * GIB, 179 * GIB),), R580),
+        "healthy-dgx-spark": machine(NEW, "13.0", (spark,), R580, **arm),
+        "h100-with-memory-errors": machine(NEW, "13.0", (worn,), R580),
+        "four-gpus-and-a-list-with-a-hole": machine(
+            NEW, "13.0", four, R580, environ={"CUDA_VISIBLE_DEVICES": "0,1,7,2"}
+        ),
+        "healthy-a100-beside-a-hidden-t4": machine(
+            NEW, "13.0", (A100, Gpu(T4.name, T4.capability, T4.memory_total, T4.memory_free, index=1)), R580,
+            environ={"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        ),
+        "t4-before-an-a100-by-number": machine(
+            NEW, "13.0", (T4, Gpu(A100.name, "8.0", 80 * GIB, 79 * GIB, index=1)), R580,
+            environ={"CUDA_VISIBLE_DEVICES": "1"},
+        ),
+        "healthy-h100-beside-a-hidden-one-in-use": machine(
+            NEW, "13.0", (H100, Gpu(H100.name, "9.0", 80 * GIB, 2 * GIB, index=1)), R580,
+            environ={"CUDA_VISIBLE_DEVICES": "0"},
+        ),
+        "compat-package-on-geforce": machine(
+            {**MIDDLE, "torch": "2.8.0+cu128"}, "12.8", (RTX_4090,), Driver("535.183.01", "12.2"),
+            native=native(libcuda=(compat, libcuda("535.183.01"))),
+        ),
+        "driver-470-with-cuda-12": machine(MIDDLE, "12.8", (RTX_3060,), Driver("470.256.02", "11.4")),
+        "kaggle-p100": machine(
+            MIDDLE, "12.8", (Gpu("Tesla P100-PCIE-16GB", "6.0", 16 * GIB, 16 * GIB),), Driver("560.35.03", "12.6"),
+            host=linux(container="kaggle", cpu_count=4),
+        ),
+    }  # fmt: skip
+
+
+def tried() -> dict[str, Facts]:
+    """What `check --live` can end with, each on a machine that looks sound without it."""
+
+    def live(*probes: LiveProbe) -> Facts:
+        return machine(
+            NEW, "13.0", (H100, H100), R580, live=(LiveProbe("import torch", "ok", detail="2.14.1"), *probes)
+        )
+
+    missing = LiveProbe(
+        "import bitsandbytes", "failed", exit_code=1, last_frame="ctypes/__init__.py:376 in __init__",
+        missing="libnvJitLink.so.13", detail="OSError: libnvJitLink.so.13: cannot open shared object file",
+    )  # fmt: skip
+    symbol = LiveProbe(
+        "import flash_attn", "failed", exit_code=1, missing="_ZN3c105ErrorC2ENS_14SourceLocationE",
+        detail="ImportError: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE",
+    )  # fmt: skip
+    return {
+        "live-missing-library": live(missing),
+        "live-undefined-symbol-of-flash-attn": live(symbol),
+        "live-hang-of-the-second-gpu": live(LiveProbe("allocate on cuda:1", "timeout", detail="no end after 30 s")),
+        "live-wrong-4-bit": live(
+            LiveProbe("4-bit round trip, bfloat16, on cuda:0", "failed", detail="a product of 1 rows is off by 97.3%")
+        ),
+        "live-ranks-that-cannot-talk": live(
+            LiveProbe("all-reduce of 2 ranks, NCCL", "timeout", detail="no end after 40 s")
+        ),
+    }
 
 
 def text_of(facts: Facts) -> str:
