@@ -39,6 +39,8 @@ printf 'byte for byte as before\n'
 if [ "$stack" = train ]; then
     printf '\n== The loader: three tiny models with planted faults, in real NF4\n'
     show qlora-core demo
+    printf '\n== The trainer: a run, a run that is killed and goes on, and one that is stopped before it turns NaN\n'
+    sh examples/train.sh "$bin" demo-out/train
 else
     printf '\n(qlora-core needs Python 3.11 or newer; its demo is left out here)\n'
 fi

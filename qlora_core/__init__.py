@@ -7,9 +7,12 @@ model, processor = load_quantized("Qwen/Qwen3-0.6B")
 from __future__ import annotations
 
 from qlora_core.adapters import attach, prepare
-from qlora_core.errors import LoadBlocked, ModelProblem, NotVerified
+from qlora_core.errors import LoadBlocked, ModelProblem, NotVerified, TrainingStopped
+from qlora_core.guard import NanGuard
 from qlora_core.load import Loaded, load_quantized
 from qlora_core.report import Change, LoadReport
+from qlora_core.settings import Settings
+from qlora_core.train import TrainResult, train
 from qlora_core.verify import Verification, verify
 
 __all__ = [
@@ -18,10 +21,15 @@ __all__ = [
     "LoadReport",
     "Loaded",
     "ModelProblem",
+    "NanGuard",
     "NotVerified",
+    "Settings",
+    "TrainResult",
+    "TrainingStopped",
     "Verification",
     "attach",
     "load_quantized",
     "prepare",
+    "train",
     "verify",
 ]

@@ -16,6 +16,7 @@ from qlora_doctor.errors import UsageError
 from qlora_doctor.families import BY_TYPE, Family, known_model
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+_ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM")
 _NOT_LINEAR = re.compile(r"embed|lm_head|shared|position|query_tokens|wte|wpe|relative_attention_bias|\.norm")
 
 
@@ -42,6 +43,18 @@ class Checkpoint:
         if not isinstance(saved, Mapping):
             return None
         return 4 if saved.get("load_in_4bit") or saved.get("_load_in_4bit") else 8
+
+    @property
+    def original(self) -> str:
+        """What shows that this is the layout of LLaVA's own code, which no transformers class loads; "" where nothing does."""
+        config = self.config
+        marks = [key for key in ("mm_vision_tower", "mm_projector_type", "mm_hidden_size") if key in config]
+        architectures = [str(a) for a in config.get("architectures") or ()]
+        if (marks and "vision_config" not in config) or any(a in _ORIGINAL_CLASSES for a in architectures):
+            return f"its config.json has {marks[0] if marks else architectures[0]}"
+        if self.model_type in ("llava", "llava_next") and "vision_config" not in config:
+            return "its config.json has no vision_config"
+        return ""
 
     @property
     def native(self) -> bool:
@@ -90,8 +103,8 @@ def is_local(name: str, argument: str = "model") -> bool:
     raise UsageError(f"{argument}={name!r}: there is no such folder{hint}. Give a folder or a Hub name (owner/name)")
 
 
-def read_folder(name: str, folder: Path) -> Checkpoint:
-    """The checkpoint in a local folder.
+def read_folder(name: str, folder: Path, *, original_too: bool = False) -> Checkpoint:
+    """The checkpoint in a local folder. `original_too`: one in the original LLaVA layout as well, for who converts it.
 
     Raises:
         ModelProblem: a file instead of a folder, no config.json, a config.json that cannot be read, GGUF, GPTQ, AWQ,
@@ -117,7 +130,8 @@ def read_folder(name: str, folder: Path) -> Checkpoint:
             "Give the folder that save_pretrained or the download wrote"
         )
     checkpoint = Checkpoint(name, folder, read_json(folder / "config.json"))
-    _refuse_other_formats(checkpoint)
+    if not (original_too and checkpoint.original):
+        _refuse_other_formats(checkpoint)
     return checkpoint
 
 
@@ -177,15 +191,8 @@ def _refuse_other_formats(checkpoint: Checkpoint) -> None:
                 f"{name} is already quantised with {method}; QLoRA needs the 16-bit weights. "
                 f"Use the repository that it was made from (often the same name without -{method.upper()})"
             )
-    architectures = [str(a) for a in config.get("architectures") or ()]
-    original = [key for key in ("mm_vision_tower", "mm_projector_type", "mm_hidden_size") if key in config]
-    if (original and "vision_config" not in config) or any(
-        a in ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM") for a in architectures
-    ):
-        evidence = original[0] if original else architectures[0]
-        raise ModelProblem(original_llava(name, f"its config.json has {evidence}"))
-    if config.get("model_type") in ("llava", "llava_next") and "vision_config" not in config:
-        raise ModelProblem(original_llava(name, "its config.json has no vision_config"))
+    if checkpoint.original:
+        raise ModelProblem(original_llava(name, checkpoint.original))
     if not checkpoint.model_type and not config.get("auto_map"):
         raise ModelProblem(f"{name}/config.json names no model_type, so nothing says which class loads it")
 

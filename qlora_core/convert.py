@@ -7,6 +7,7 @@ file by file, so no more than one of them is in memory. Pickles are read with `w
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -65,10 +66,18 @@ TEMPLATES = {
 }
 
 
-def convert(folder: str | Path, out: str | Path, *, vision_tower: str | None = None) -> Path:
+def convert(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    vision_tower: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
     """Writes an original LLaVA folder anew as a transformers folder, with its vision tower and processor; returns `out`.
 
-    `vision_tower` is a CLIP folder or Hub name; left out: what the folder's `mm_vision_tower` names.
+    `vision_tower` is a CLIP folder or Hub name; left out: what the folder's `mm_vision_tower` names. `endpoint` and
+    `cache_dir` are those of the tower's download.
 
     Raises:
         ModelProblem: not the original LLaVA layout, or a projector or language model that transformers does not have.
@@ -80,7 +89,7 @@ def convert(folder: str | Path, out: str | Path, *, vision_tower: str | None = N
     files = _weight_files(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder; give a new one")
-    tower = _tower(vision_tower or str(config.get("mm_vision_tower", "")))
+    tower = _tower(vision_tower or str(config.get("mm_vision_tower", "")), endpoint, cache_dir)
     _room(out, [*files, *_weight_files(tower)])
     out.mkdir(parents=True, exist_ok=True)
     words, image_id, rows = _words(folder, int(config["vocab_size"]))
@@ -191,14 +200,16 @@ def _write(tensors: Mapping[str, Any], path: Path, index: dict[str, str]) -> Non
         index.update(dict.fromkeys(tensors, path.name))
 
 
-def _tower(name: str) -> Path:
+def _tower(name: str, endpoint: str | None, cache_dir: str | os.PathLike[str] | None) -> Path:
     from qlora_core.checkpoint import is_local
     from qlora_core.fetch import fetch
 
     if not name:
         raise UsageError("the folder names no vision tower; give one: vision_tower=openai/clip-vit-large-patch14-336")
     try:
-        return Path(name).expanduser() if is_local(name, "vision_tower") else fetch(name)
+        if is_local(name, "vision_tower"):
+            return Path(name).expanduser()
+        return fetch(name, endpoint=endpoint, cache_dir=cache_dir)
     except UsageError as error:
         raise UsageError(f"the vision tower {name} cannot be had: {error}") from error
 

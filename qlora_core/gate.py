@@ -7,22 +7,21 @@ when told to, for nothing on disk changes and each is listed. What is left decid
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qlora_core.errors import LoadBlocked, show_size
 from qlora_core.report import Change
 from qlora_doctor.errors import UsageError
 from qlora_doctor.facts import Facts, Hub, Unknown
 from qlora_doctor.finding import Finding, Outcome
-from qlora_doctor.fix import EnvVar, LoadKwarg
+from qlora_doctor.fix import Advice, EnvVar, LoadKwarg
 from qlora_doctor.judge import Case, Verdict, judge
 from qlora_doctor.registry import Check, installed_checks, matches
 from qlora_doctor.repair.simulate import facts_after, request_after
 from qlora_doctor.request import LoadRequest, Requests
-from qlora_doctor.source import show
+from qlora_doctor.source import EnvironWrite, Script, show
 
 ROUNDS = 10
 # Read when their package is imported; set later they do nothing, so later we pass an argument or refuse.
@@ -36,13 +35,17 @@ READ_AT_IMPORT = {
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What the gate let through: the request after its changes, and what it has to say."""
+    """What the gate let through: the request after its changes, and what it has to say.
+
+    `left` are findings that a later step of the loader settles: the step's name, and what to say where it did not.
+    """
 
     request: LoadRequest
     facts: Facts
     changes: tuple[Change, ...] = ()
     warnings: tuple[str, ...] = ()
     environ: Mapping[str, str | None] = field(default_factory=dict)
+    left: tuple[tuple[str, str], ...] = ()
 
     @property
     def endpoint(self) -> str | None:
@@ -69,12 +72,17 @@ def checks_for_loads(switched_off: Sequence[str]) -> tuple[tuple[Check, ...], tu
     return chosen, available.broken
 
 
-def gather_facts(request: LoadRequest, checks: Sequence[Check], *, offline: bool) -> Facts:
-    """The facts that `checks` need, of this process and this request."""
+def gather_facts(request: LoadRequest, checks: Sequence[Check], *, offline: bool, endpoint: str | None = None) -> Facts:
+    """The facts that `checks` need, of this process and this request; the Hub is asked at `endpoint` where one is given."""
     from qlora_doctor import examine
 
     wanted = {need for check in checks for need in check.needs} | {"packages", "gpus", "torch", "host"}
-    return examine.gather(examine.Question(offline=offline), wanted, [_case(request)])
+    case = _case(request)
+    if endpoint:
+        # As a script says it that sets the variable before its imports.
+        write = EnvironWrite("HF_ENDPOINT", endpoint.rstrip("/"))
+        case = replace(case, script=Script("", environ=(write,)))
+    return examine.gather(examine.Question(offline=offline), wanted, [case])
 
 
 def gate(
@@ -87,11 +95,13 @@ def gate(
     strict: bool = False,
     alternatives: Mapping[int, LoadRequest] | None = None,
     sizes: Mapping[int, int | None] | None = None,
+    settles: Mapping[str, str] | None = None,
 ) -> Passed:
     """Judges the request and folds the fixes in.
 
     With `fix=False` nothing is changed and nothing blocked: every finding becomes a warning. `alternatives` are the
-    same load with other bits, which a refusal offers where they would pass; `sizes` their weights in bytes.
+    same load with other bits, which a refusal offers where they would pass; `sizes` their weights in bytes. `settles`
+    maps the code of a check to the step of the loader that settles what it finds: that neither blocks nor warns here.
 
     Raises:
         LoadBlocked: an error is left, or (`strict`) a check is unknown or crashed.
@@ -111,20 +121,49 @@ def gate(
             if isinstance(one, EnvVar):
                 environ[one.name] = one.value
         verdict = _judge(checks, facts, request)
-    errors = [f for f in verdict.findings if f.severity == "error"]
+    steps = settles or {}
+    left = tuple((steps[f.code], f"{f.code}: {f.text}") for f in verdict.findings if f.code in steps)
+    open_ones = [f for f in verdict.findings if f.code not in steps]
+    errors = [f for f in open_ones if f.severity == "error"]
     doubts = [o for o in (*verdict.outcomes, *broken) if o.outcome in ("unknown", "crashed")]
-    doubts_text = [f"{o.code} ({o.name}) is {o.outcome}: {o.reason}" for o in doubts]
+    doubts_text = _doubts(doubts)
     if fix and (errors or (strict and doubts)):
         instead = _instead(checks, facts, alternatives or {}, sizes or {}) if errors else ""
-        raise LoadBlocked(errors, fix_command(request), reasons=doubts_text if strict else (), instead=instead)
-    said = [f"{f.code}: {f.text}" for f in verdict.findings if f.severity == "warning" or (not fix and f in errors)]
-    return Passed(request, facts, tuple(changes), (*said, *doubts_text), environ)
+        raise LoadBlocked(errors, _way_out(errors, request), reasons=doubts_text if strict else (), instead=instead)
+    said = [f"{f.code}: {f.text}" for f in open_ones if f.severity == "warning" or (not fix and f in errors)]
+    return Passed(request, facts, tuple(changes), (*said, *doubts_text), environ, left)
+
+
+def _way_out(errors: Sequence[Finding], request: LoadRequest) -> str:
+    """The command that helps: `fix`, unless every error has only advice, as a model that is too large for the card has."""
+    advice = [[f.command for f in e.fixes if isinstance(f, Advice) and f.command] for e in errors]
+    only = all(words and len(words) == len(e.fixes) for words, e in zip(advice, errors, strict=True))
+    return advice[0][0] if errors and only else fix_command(request)
+
+
+def _doubts(doubts: Sequence[Outcome]) -> list[str]:
+    """One line for each crash, and one for all checks that could not tell for the same reason."""
+    lines: list[str] = []
+    reasons: dict[str, list[Outcome]] = {}
+    for one in doubts:
+        if one.outcome == "crashed":
+            lines.append(f"{one.code} ({one.name}) is crashed: {one.reason}")
+        else:
+            reasons.setdefault(one.reason, []).append(one)
+    for reason, same in reasons.items():
+        if len(same) == 1:
+            lines.append(f"{same[0].code} ({same[0].name}) is unknown: {reason}")
+        else:
+            codes = ", ".join(o.code for o in same)
+            lines.append(f"{len(same)} checks could not be made, because of {reason} ({codes})")
+    return lines
 
 
 def fix_command(request: LoadRequest) -> str:
     """The doctor's command for this interpreter and this model."""
-    python = shlex.quote(sys.executable or "python")
-    return f"qlora-doctor fix --python {python} --model {shlex.quote(request.model_or)}"
+    from qlora_doctor.report.shell import command_line
+
+    return command_line(["qlora-doctor", "fix", "--python", sys.executable or "python", "--model", request.model_or])
 
 
 def set_environment(environ: Mapping[str, str | None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,14 @@ from qlora_core.checkpoint import (
     read_folder,
 )
 from qlora_core.errors import LoadBlocked, ModelProblem, NotVerified
+from qlora_core.fetch import PREFIX
 from qlora_core.plan import Plan, dtype_keyword, make_plan, settle_checkpoint
 from qlora_core.report import Change, LoadReport
 from qlora_core.verify import verify
 from qlora_doctor.errors import UsageError
+from qlora_doctor.facts import Unknown
 from qlora_doctor.families import BY_TYPE, Family, family_of, known_model
+from qlora_doctor.logs.explaining import explain_errors
 
 BITS = (4, 8, 16)
 Gate = Literal["fix", "report", "off"]
@@ -44,6 +47,7 @@ class Loaded:
         return iter((self.model, self.processor))
 
 
+@explain_errors()
 def load_quantized(
     model: str | os.PathLike[str],
     *,
@@ -68,7 +72,7 @@ def load_quantized(
     raises LoadBlocked. After the load every linear, key, dtype and byte is verified.
 
     Args:
-        model: a model folder, a Hub name, or an adapter folder (its base is loaded under it).
+        model: a model folder, a Hub name, `modelscope:OWNER/NAME`, or an adapter folder (its base is loaded under it).
         bits: 4, 8, or 16 (not quantised).
         dtype: of the parts that stay unquantised and of the arithmetic; None chooses what the card computes in.
         for_training: freezes, switches the cache off and activation checkpointing on, puts all on one device.
@@ -88,16 +92,23 @@ def load_quantized(
         UsageError: an argument or a model folder that cannot be used, before anything long runs.
         LoadBlocked: a check found that the load cannot work.
         NotVerified: what was loaded is not what was asked for.
+
+    An exception of transformers or bitsandbytes carries a note with its cause, where that is known.
     """
     name = os.fspath(model)
     report = LoadReport(name, bits=bits)
+    shelf = PREFIX if name.startswith(PREFIX) else ""
+    name = name.removeprefix(shelf)
     off, codes_off = _judge_arguments(name, bits, gate, fixes)
     hardware.dtype_word(dtype)
     kwargs = dict(from_pretrained_kwargs)
     kwargs |= {k: v for k, v in (("revision", revision), ("attn_implementation", attn_implementation)) if v is not None}
     with report.phase("look"):
-        name, adapter = _model_or_adapter(name, adapter, report, off)
-        checkpoint = read_folder(name, Path(name).expanduser()) if is_local(name) else None
+        if not shelf:
+            name, adapter = _model_or_adapter(name, adapter, report, off)
+        converts = "convert-layout" not in off
+        name = (_original_in_cache(name, revision, cache_dir) if converts else "") or name
+        checkpoint = _read(name, converts) if is_local(name) else None
         plan = make_plan(
             name,
             bits,
@@ -110,20 +121,32 @@ def load_quantized(
         )
         if checkpoint is not None:
             settle_checkpoint(plan, checkpoint)
+    left: tuple[tuple[str, str], ...] = ()
+    local = checkpoint is not None or bool(shelf)
+    ask = GateQuestion(gate, strict, codes_off, device, local, endpoint, steps.settles(off))
     with report.phase("gate"):
         if gate == "off":
             plan.dtype_keyword = dtype_keyword(None)
         else:
-            endpoint = _through_gate(plan, checkpoint, report, gate, strict, codes_off, device) or endpoint
+            passed = _through_gate(plan, checkpoint, report, ask)
+            endpoint, left = passed.endpoint or endpoint, passed.left
         if plan.name != name:
-            checkpoint = read_folder(plan.name, Path(plan.name).expanduser()) if is_local(plan.name) else None
+            checkpoint = _read(plan.name, converts) if is_local(plan.name) else None
             if checkpoint is not None:
                 settle_checkpoint(plan, checkpoint)
         if checkpoint is None:
             _refuse_by_name(plan.name)
     if checkpoint is None:
         with report.phase("download"):
-            checkpoint = _fetch(name, plan, endpoint, cache_dir)
+            checkpoint = _fetch(name, shelf, plan, endpoint, cache_dir, converts)
+        if gate != "off" and not _knew_the_files(passed):
+            with report.phase("gate"):
+                ask = replace(ask, local=True, endpoint=None)
+                left += _through_gate(plan, checkpoint, report, ask, str(checkpoint.folder)).left
+    if checkpoint.original:
+        with report.phase("convert"):
+            steps.import_stack(16)
+            checkpoint = steps.convert_layout(checkpoint, plan, report, endpoint, cache_dir)
     with report.phase("look"):
         check_keys(checkpoint)
     with report.phase("import"):
@@ -146,6 +169,7 @@ def load_quantized(
         if report.verification.problems:
             raise NotVerified(report.verification.problems)
     steps.set_pad(loaded, processor, report, off)
+    steps.say_what_is_left(left, report)
     if for_training:
         steps.prepare(loaded, report, off)
     else:
@@ -201,56 +225,96 @@ def _refuse_by_name(name: str) -> None:
         raise ModelProblem(original_llava(name, "known by its name"))
 
 
+@dataclass(frozen=True, slots=True)
+class GateQuestion:
+    """How the gate is asked; `local`: no Hub need be asked, `settles` is `steps.settles()`."""
+
+    mode: Gate
+    strict: bool
+    codes_off: tuple[str, ...]
+    device: Any
+    local: bool
+    endpoint: str | None
+    settles: Mapping[str, str]
+
+
 def _through_gate(
-    plan: Plan,
-    checkpoint: Checkpoint | None,
-    report: LoadReport,
-    mode: Gate,
-    strict: bool,
-    codes_off: tuple[str, ...],
-    device: Any,
-) -> str | None:
-    """Runs the checks on the plan and takes their changes over; the endpoint that they ask for, if any."""
-    checks, broken = gates.checks_for_loads(codes_off)
-    text = str(device) if device is not None else None
-    first = plan.request(plan.dtype or "bfloat16", {"": 0})
-    facts = gates.gather_facts(first, checks, offline=checkpoint is not None)
-    plan.dtype_keyword = dtype_keyword(facts)
-    expected = plan.dtype or hardware.expected_dtype(facts, plan.family, text)
-    device_map = steps.expected_device_map(plan, facts, text)
-    request = plan.request(expected, device_map)
-    others = {bits: plan.request(expected, device_map, bits) for bits in BITS if bits != plan.bits}
+    plan: Plan, checkpoint: Checkpoint | None, report: LoadReport, ask: GateQuestion, place: str = ""
+) -> gates.Passed:
+    """Runs the checks on the plan and takes their changes over. `place` is the folder, where the plan has a Hub name."""
+    checks, broken = gates.checks_for_loads(ask.codes_off)
+    text = str(ask.device) if ask.device is not None else None
+    name, plan.name = plan.name, place or plan.name
+    try:
+        first = plan.request(plan.dtype or "bfloat16", {"": 0})
+        facts = gates.gather_facts(first, checks, offline=ask.local, endpoint=ask.endpoint)
+        plan.dtype_keyword = dtype_keyword(facts)
+        expected = plan.dtype or hardware.expected_dtype(facts, plan.family, text)
+        device_map = steps.expected_device_map(plan, facts, text)
+        request = plan.request(expected, device_map)
+        others = {bits: plan.request(expected, device_map, bits) for bits in BITS if bits != plan.bits}
+    finally:
+        plan.name = name
     sizes = {bits: checkpoint.bytes(bits, plan.kept or ()) if checkpoint else None for bits in others}
     passed = gates.gate(
-        request, facts, checks, broken, fix=mode == "fix", strict=strict, alternatives=others, sizes=sizes
+        request,
+        facts,
+        checks,
+        broken,
+        fix=ask.mode == "fix",
+        strict=ask.strict,
+        alternatives=others,
+        sizes=sizes,
+        settles=ask.settles,
     )
-    report.changes += passed.changes
-    report.warnings += passed.warnings
+    report.changes += [c for c in passed.changes if c not in report.changes]
+    report.warnings += [w for w in passed.warnings if w not in report.warnings]
     plan.take_back(request, passed.request)
     gates.set_environment(passed.environ)
-    return passed.endpoint
+    return passed
 
 
-def _fetch(name: str, plan: Plan, endpoint: str | None, cache_dir: Any) -> Checkpoint:
+def _knew_the_files(passed: gates.Passed) -> bool:
+    """Whether the gate could look at the model's files before they were downloaded."""
+    models = passed.facts.state("models")
+    return not isinstance(models, Unknown) and any(m.name == passed.request.model_or for m in models)
+
+
+def _read(name: str, converts: bool) -> Checkpoint:
+    return read_folder(name, Path(name).expanduser(), original_too=converts)
+
+
+def _original_in_cache(name: str, revision: str | None, cache_dir: Any) -> str:
+    """The folder of an original LLaVA repository that lies whole in the Hub's cache: better converted than downloaded anew."""
+    known = known_model(name)
+    if known is None or known.layout != "original-llava" or Path(name).exists():
+        return ""
+    from qlora_doctor.download.store import Cache
+    from qlora_doctor.gather.hub_cache import cache_folder
+
+    return Cache(os.fspath(cache_dir) if cache_dir else cache_folder(os.environ), name, revision or "main").found()
+
+
+def _fetch(name: str, shelf: str, plan: Plan, endpoint: str | None, cache_dir: Any, converts: bool) -> Checkpoint:
     """Downloads what the plan names; `name` is what the user asked for, which a check may have replaced."""
     from qlora_core.fetch import fetch
 
     kwargs = plan.kwargs
     try:
         folder = fetch(
-            plan.name,
+            shelf + plan.name,
             revision=kwargs.get("revision"),
             token=kwargs.get("token"),
             endpoint=endpoint,
             cache_dir=cache_dir,
             local_files_only=bool(kwargs.get("local_files_only")),
+            code=bool(kwargs.get("trust_remote_code")),
         )
-        checkpoint = read_folder(plan.name, folder)
+        checkpoint = read_folder(plan.name, folder, original_too=converts)
         settle_checkpoint(plan, checkpoint)
     except UsageError as error:
         if plan.name == name:
             raise
-        raise type(error)(
-            f"{error}. ({plan.name} takes the place of {name}, which cannot be loaded as it is)"
-        ) from error
+        text = f"{error} ({plan.name} takes the place of {name}, which cannot be loaded as it is)"
+        raise (ModelProblem if isinstance(error, ModelProblem) else UsageError)(text) from error
     return checkpoint

@@ -8,6 +8,7 @@ from typing import Any
 
 from qlora_core import hardware
 from qlora_core.checkpoint import Checkpoint
+from qlora_core.distributed import sharded
 from qlora_core.errors import ModelProblem
 from qlora_core.report import Change, LoadReport
 from qlora_core.values import to_python, to_value
@@ -64,6 +65,8 @@ class Plan:
                 "bnb_4bit_use_double_quant": True,
                 "bnb_4bit_compute_dtype": Dotted(f"torch.{dtype}"),
             }
+        if bits == 4 and self.for_training and sharded():
+            arguments["bnb_4bit_quant_storage"] = Dotted(f"torch.{dtype}")
         if self.kept is not None:
             arguments["llm_int8_skip_modules"] = self.kept
         return Call(CONFIG, arguments={**arguments, **self.quantization} if bits == self.bits else arguments)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qlora_core import hardware
 from qlora_core.checkpoint import Checkpoint
 from qlora_core.errors import ModelProblem, show_size
-from qlora_core.plan import Plan
+from qlora_core.plan import Plan, settle_checkpoint
 from qlora_core.report import Change, LoadReport
 from qlora_doctor.errors import UsageError
 from qlora_doctor.facts import Facts
@@ -16,12 +20,23 @@ from qlora_doctor.source import Unresolved, Value
 NAMES = (
     "adapter-base",
     "avx512-repack",
+    "convert-layout",
     "device-map",
     "native-class",
     "pad-token",
     "processor",
     "training-settings",
 )
+# What a check finds and a later step settles: the gate neither blocks nor warns, and what the step did not settle is
+# said at the end. The Hub (QD202), its storage (QD207) and its files (QD215) that do not answer are here because the
+# download tries again, asks the mirrors, and says more where it fails.
+SETTLES = {
+    "QD202": "download",
+    "QD207": "download",
+    "QD215": "download",
+    "QD321": "convert-layout",
+    "QD333": "processor",
+}
 AUTO_CLASSES = (
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
@@ -44,6 +59,47 @@ def import_stack(bits: int) -> None:
                 f"{name} is not installed; a load needs it: pip install 'qlora-doctor[train]' "
                 "(`qlora-doctor check` says which versions fit together)"
             ) from error
+
+
+def settles(off: frozenset[str]) -> dict[str, str]:
+    """The table for the gate, without the steps that are switched off."""
+    return {code: step for code, step in SETTLES.items() if step not in off}
+
+
+def say_what_is_left(left: Sequence[tuple[str, str]], report: LoadReport) -> None:
+    """Turns what the gate left to a step into a warning, where that step had nothing to report."""
+    done = {change.code for change in report.changes} | {"download"}
+    report.warnings += [text for step, text in left if step not in done]
+
+
+def convert_layout(
+    checkpoint: Checkpoint, plan: Plan, report: LoadReport, endpoint: str | None, cache_dir: Any
+) -> Checkpoint:
+    """A checkpoint in LLaVA's own layout, converted into the doctor's cache folder; the next load finds it there."""
+    import hashlib
+
+    from qlora_core.checkpoint import original_llava, read_folder
+    from qlora_core.convert import convert
+    from qlora_doctor.gather.cache import folder as cache_folder
+
+    source = checkpoint.folder.resolve()
+    stamp = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(source.iterdir()) if p.is_file()]
+    key = hashlib.sha256("\n".join([str(source), *stamp]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    out = Path(cache_folder()) / "converted" / f"{checkpoint.name.strip('/').replace('/', '--')[-60:]}-{key}"
+    if not (out / "config.json").is_file():
+        half = out.with_name(f"{out.name}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+        try:
+            convert(source, half, endpoint=endpoint, cache_dir=cache_dir)
+        except ModelProblem as error:
+            text = original_llava(checkpoint.name, checkpoint.original)
+            raise ModelProblem(f"{text}. Converting it here failed: {error}") from error
+        os.replace(half, out)
+    why = f"original LLaVA layout ({checkpoint.original}): the weights were renamed for transformers, {out} keeps them"
+    report.changes.append(Change("convert-layout", "model", checkpoint.name, str(out), why))
+    converted = read_folder(checkpoint.name, out)
+    settle_checkpoint(plan, converted)
+    return converted
 
 
 def settle_dtype(plan: Plan, checkpoint: Checkpoint, device: Any, report: LoadReport) -> str:
@@ -166,8 +222,6 @@ def make_processor(checkpoint: Checkpoint, config: Any, plan: Plan, report: Load
     built = load_processor(checkpoint, config, rebuild="processor" not in off, **extra)
     if built.why:
         report.changes.append(Change("processor", "processor", "AutoProcessor", built.source, built.why))
-        # The gate saw the missing files; they are not missing any more.
-        report.warnings = [w for w in report.warnings if not w.startswith("QD333:")]
     report.warnings += built.warnings
     return built.processor
 

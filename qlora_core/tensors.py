@@ -36,11 +36,11 @@ def names(folder: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the safetensors files of a folder; {} where there are none."""
+def shapes(folder: Path, *, adapter: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in the safetensors files of a folder, a model's or an adapter's; {} where there are none."""
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        if not path.name.startswith("adapter"):
+        if path.name.startswith("adapter") is adapter:
             found |= _header(path)
     return found
 

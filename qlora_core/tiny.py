@@ -14,6 +14,7 @@ IMAGE, PATCH = 28, 14
 QUERY_TOKENS = 4
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 QWEN_SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+SEEING = ("vision_", "visual", "qformer", "query_tokens", "projector", "language_projection")
 KINDS = (
     "llava",
     "llava_next",
@@ -79,8 +80,12 @@ def tokenizer(kind: str, *, pad: bool = True) -> Any:
     return fast
 
 
-def model(kind: str, words: Any, *, seed: int = 0) -> Any:
-    """A random float32 model of the kind, for the vocabulary of the tokenizer `words`."""
+def model(kind: str, words: Any, *, seed: int = 0, contrast: float = 1.0) -> Any:
+    """A random float32 model of the kind, for the vocabulary of the tokenizer `words`.
+
+    `contrast` multiplies the weights of vision tower, Q-Former and projector: a fresh Q-Former says nearly the same of
+    every image, and at 10 a language model can learn to tell them apart.
+    """
     import torch
 
     config, cls = _config(kind, words)
@@ -91,16 +96,26 @@ def model(kind: str, words: Any, *, seed: int = 0) -> Any:
             # Zeros (BLIP's vision default, fresh query tokens) would hide a part that was never loaded.
             if (parameter.dim() > 1 and float(parameter.std()) < 1e-6) or name.endswith("query_tokens"):
                 parameter.normal_(0.0, 0.02)
+            if contrast != 1.0 and parameter.dim() > 1 and any(part in name for part in SEEING):
+                parameter.mul_(contrast)
     return built
 
 
-def build(kind: str, folder: str | Path, *, dtype: str = "bfloat16", processor: bool = True, seed: int = 0) -> Path:
+def build(
+    kind: str,
+    folder: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    processor: bool = True,
+    seed: int = 0,
+    contrast: float = 1.0,
+) -> Path:
     """Writes model, tokenizer and (with `processor`) processor files of one kind; returns the folder."""
     import torch
 
     folder = Path(folder)
     words = tokenizer(kind)
-    built = model(kind, words, seed=seed).to(getattr(torch, dtype))
+    built = model(kind, words, seed=seed, contrast=contrast).to(getattr(torch, dtype))
     if not _before_5():
         built.config.dtype = getattr(torch, dtype)
     built.save_pretrained(folder)
@@ -254,6 +269,8 @@ def _blip(kind: str, text: dict[str, Any], ends: dict[str, int], image: int) -> 
         max_position_embeddings=512,
         cross_attention_frequency=2,
         encoder_hidden_size=HIDDEN,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     if kind.endswith("vicuna"):
         words = t.LlamaConfig(**text, num_key_value_heads=HEADS)
@@ -282,6 +299,7 @@ def _blip(kind: str, text: dict[str, Any], ends: dict[str, int], image: int) -> 
             pad_token_id=ends["pad_token_id"],
             eos_token_id=ends["eos_token_id"],
             decoder_start_token_id=ends["pad_token_id"],
+            dropout_rate=0.0,
         )
     parts = {"vision_config": vision, "qformer_config": qformer, "text_config": words}
     if _before_5():

@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_core.linears import bits_of, count, linears, scale_tensors, scales
 from qlora_doctor.families import BY_TYPE, Family
+from qlora_doctor.i18n import said
 
 SMALL = 2**22
 # Buffers that old checkpoints carry and today's classes compute anew.
@@ -39,13 +40,17 @@ class Verification:
 
     def lines(self) -> list[str]:
         """The figures, a line each."""
-        held = ", ".join(f"{count:,} bytes in {name}" for name, count in self.dtypes.items())
+        held = ", ".join(said(f"{count:,} bytes in {name}") for name, count in self.dtypes.items())
         first = f"{self.kept} linears, none quantised; {self.parameters:,} weights"
         if self.bits < 16:
-            first = f"{self.quantized} linears in {self.bits}-bit, {self.kept} kept; {self.parameters:,} weights, "
-            first += f"{self.share:.0%} quantised"
-        second = f"{self.bytes:,} bytes ({self.expected_bytes:,} by the formula) and {self.tables:,} of tables; "
-        second += f"in 16 bit {self.sixteen_bit_bytes:,}"
+            first = (
+                f"{self.quantized} linears in {self.bits}-bit, {self.kept} kept; {self.parameters:,} weights, "
+                f"{self.share:.0%} quantised"
+            )
+        second = (
+            f"{self.bytes:,} bytes ({self.expected_bytes:,} by the formula) and {self.tables:,} of tables; "
+            f"in 16 bit {self.sixteen_bit_bytes:,}"
+        )
         return [first, second, f"held as {held}", *self.deep, *(f"PROBLEM {p}" for p in self.problems)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,6 +220,9 @@ def _tensor_problems(model: Any, plan: Mapping[str, str]) -> list[str]:
     for name, tensor in tensors:
         if tensor.is_meta:
             problems.append(f"{name} was never loaded: it is on the meta device")
+        elif getattr(tensor, "quant_state", None) is not None:
+            # Packed four bits, which any quant_storage may hold: as numbers of that dtype they mean nothing.
+            continue
         elif tensor.is_floating_point() and tensor.numel() <= SMALL:
             names.append(name)
             flags.append(torch.isfinite(tensor).all())

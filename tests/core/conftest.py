@@ -29,8 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
             for notice in NOTICES:
                 item.add_marker(pytest.mark.filterwarnings(notice))
-            if MISSING:
-                item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(MISSING)}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from qlora_core import LoadBlocked, load_quantized
 from qlora_core.gate import Passed, gate, set_environment
-from qlora_doctor.errors import UsageError
+from qlora_doctor.errors import UnknownFact, UsageError
 from qlora_doctor.facts import Facts
 from qlora_doctor.finding import Finding
 from qlora_doctor.fix import EnvVar, LoadKwarg, PipRequirement
@@ -223,3 +223,42 @@ def test_a_word_in_fixes_that_names_nothing_is_refused_with_the_nearest(tiny: Ca
         load_quantized(tiny("qwen3"), fixes={"QD1O1": False})
     with pytest.raises(UsageError, match="give False"):
         load_quantized(tiny("qwen3"), fixes={"QD101": "no"})  # type: ignore[dict-item]
+
+
+def test_checks_that_could_not_be_made_for_one_reason_are_one_warning_with_their_codes() -> None:
+    def finds(facts: Facts, request: LoadRequest) -> Finding | None:
+        raise UnknownFact("model", "the Hub did not answer")
+
+    (warning,) = passed(make("XX001", finds), make("XX002", finds, name="worse")).warnings
+    assert "2 checks" in warning and "the Hub did not answer" in warning and "XX001, XX002" in warning
+    (alone,) = passed(make("XX001", finds)).warnings
+    assert alone == "XX001 (bad-thing) is unknown: model: the Hub did not answer"
+
+
+def test_what_a_later_step_settles_neither_blocks_nor_warns_and_is_handed_on() -> None:
+    def finds(facts: Facts, request: LoadRequest) -> Finding:
+        return Finding("it is in another layout", severity="error")
+
+    check = make("XX001", finds)
+    result = passed(check, settles={"XX001": "convert-layout"})
+    assert result.warnings == () and result.left == (("convert-layout", "XX001: it is in another layout"),)
+    with pytest.raises(LoadBlocked):
+        passed(check, settles={"XX002": "convert-layout"})
+
+
+def test_what_the_step_did_not_settle_is_said_at_the_end() -> None:
+    from qlora_core.report import Change, LoadReport
+    from qlora_core.steps import say_what_is_left
+
+    report = LoadReport("m", changes=[Change("processor", "processor", "a", "b", "why")])
+    say_what_is_left([("processor", "QD333: no files"), ("convert-layout", "QD321: other layout")], report)
+    assert report.warnings == ["QD321: other layout"]
+
+
+def test_every_settled_code_is_a_check_and_every_step_can_be_switched_off() -> None:
+    from qlora_core.steps import NAMES, SETTLES, settles
+    from qlora_doctor.registry import installed_checks
+
+    assert set(SETTLES) <= {c.code for c in installed_checks().checks}
+    assert set(SETTLES.values()) - {"download"} <= set(NAMES)
+    assert "QD333" not in settles(frozenset({"processor"}))
