@@ -3,7 +3,8 @@
     python benchmarks/memory.py [--runs 30] [--seed N] [--family NAME] [--json FILE]
 
 Tiny models of every family are quantised, given LoRA and trained for two steps under a dispatch mode that adds up the live
-storages. A fixed grid comes first; as many runs are then drawn at random. Needs the train extra.
+storages. A fixed grid comes first; as many runs are then drawn at random. Needs the train extra. Real shapes, without
+data: benchmarks/memory_fake.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_doctor.gather.cards import find_card
 from qlora_doctor.memory.fit import fit
 from qlora_doctor.memory.formula import GIB, estimate
 from qlora_doctor.memory.known import shipped_shape
@@ -27,6 +28,7 @@ else:
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "memory.md"
 MEASURED = HERE / "memory_measured.json"
+FAKE = HERE / "memory_fake.json"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def proposals() -> list[str]:
         "Salesforce/instructblip-vicuna-7b",
     ):
         for size in (8, 12, 16, 24):
-            found = fit(known(name), Settings(batch=8, length=2048), size * GIB)
+            found = fit(known(name), Settings(batch=8, length=2048), find_card(f"{size}gb").room)
             if found is None:
                 rows.append([name, f"{size} GB", "nothing fits", "", ""])
                 continue
@@ -229,11 +231,20 @@ def proposals() -> list[str]:
     )
 
 
-def _halved() -> float:
-    """Qwen-7B, batch 1, 512 tokens, as its recipe but with 16-bit embeddings, head and activations; GB."""
-    data = tomllib.loads((HERE / "published.toml").read_text(encoding="utf-8"))
-    s = Settings(batch=1, length=512, rank=64, loss="plain16", lora_dropout=0.05)
-    return estimate(shape_of(data["model"]["Qwen-7B"]), s).measured("device") / 1e9
+def again() -> list[str]:
+    """A further draw, where one was made after the rows of the table."""
+    path = HERE / "memory_again.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text(encoding="utf-8"))
+    errors = [row["error"] for row in data["rows"]]
+    return [f"A later draw (seed {data['seed']}), after which nothing was changed: {summary(errors)}.", ""]
+
+
+def fake() -> list[dict[str, Any]]:
+    """The rows of benchmarks/memory_fake.py."""
+    rows: list[dict[str, Any]] = json.loads(FAKE.read_text(encoding="utf-8"))
+    return rows
 
 
 def page(measured: dict[str, Any]) -> str:
@@ -268,7 +279,7 @@ def page(measured: dict[str, Any]) -> str:
         (
             "The bytes of packed weights, scales, code tables and all that stays in 16 bit, and the number of trainable parameters, equal "
             "those of loaded tiny models of 12 kinds (LLaVA 1.5 and 1.6, Llama, Qwen2, Qwen3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InstructBLIP with "
-            "Vicuna and T5, BLIP-2 with OPT and T5), to the byte: error 0 in all 48 comparisons (`tests/memory/test_exact.py`)."
+            "Vicuna and T5, BLIP-2 with OPT and T5), to the byte: error 0 in all 57 comparisons (`tests/memory/test_exact.py`)."
         ),
         "",
         "## Measured: real training steps on the CPU",
@@ -284,24 +295,51 @@ def page(measured: dict[str, Any]) -> str:
         *table(["family", "runs", "median error", "worst error"], by_family),
         "",
         (
-            "An earlier draw (seed 365921, 40 runs) had a median of 2.9 % and a worst error of 39.1 %, on InstructBLIP with T5: T5 computes its loss "
-            "in the logits' own dtype, and ties its head. Both were read off transformers' code and written into the blocks; the rows above are a new "
-            "draw, made after that."
+            "Two earlier draws missed the goal of 12 % at worst. The first (seed 365921, 40 runs) had a median of 2.9 % and a worst error of "
+            "39.1 %, on InstructBLIP with T5: T5 computes its loss in the logits' own dtype, and ties its head. The second had a worst error of "
+            "12.7 %. What they showed was read off transformers' code and written into the blocks; the rows above are a new draw, made after that."
         ),
         "",
+        *again(),
         "No GPU was at hand: allocator slack, the CUDA context and kernel workspaces are not measured here.",
+        "",
+        "## Real shapes, without data",
+        "",
+        (
+            "`benchmarks/memory_fake.py`: transformers' and PEFT's own code at the real widths, on tensors without data (FakeTensorMode), counted like "
+            "the runs above at 1 and 3 layers and carried on to the full depth. bitsandbytes' Linear4bit cannot be made of such tensors; a matrix of "
+            "the same bytes stands in for it. LLaVA's image is as many text tokens, after its vision tower was run."
+        ),
+        "",
+        *table(
+            ["run", "layers", "counted GiB", "estimate GiB", "error"],
+            [
+                [r["run"], str(r["layers"]), gib(r["measured"]), gib(r["expected"]), f"{r['error']:+.1%}"]
+                for r in fake()
+            ],
+        ),
         "",
         "## Published: other people's peaks on GPUs",
         "",
         summary([r.error for r in rows])
-        + f"; inside the range from low to high: {sum(r.inside for r in rows)}. The aim was 15 % on 90 % and a median of 6 %: **it is not met**.",
+        + f"; inside the range from low to high: {sum(r.inside for r in rows)}; with its sign the median is "
+        + f"{statistics.median(r.error for r in rows):+.1%}. The aim was 15 % on 90 % and a median of 6 %: **it is not met**.",
         "",
         (
-            "Recipes are in `benchmarks/published.toml`. The Qwen rows come from a GPTQ model under DeepSpeed, the litgpt and fsdp_qlora rows from "
-            "their own model code on bitsandbytes 0.42 and 0.43; this estimate is of transformers' code on bitsandbytes, and what the others "
-            "differ in was not modelled where it could not be read off the recipe. That bitsandbytes before 0.43.2 keeps the input of every "
-            "frozen matrix is (pull request 1270). Not settled: whether DeepSpeed's fp16 engine halves again what the preparation made "
-            f"float32 in the Qwen rows; if it does, Qwen-7B at 512 tokens comes out at {_halved():.1f} GB."
+            "This table once said 10.2 % and 32 of 37, with recipes that were wrong in three places. The sources say: (1) Qwen's script trains under "
+            "DeepSpeed ZeRO-2 with fp16, whose engine halves again what the preparation made float32, keeps float32 masters and a copy of the "
+            "accumulated gradients, and holds two gradient buckets of 0.4 GB; and its GPTQ matrices are unpacked by torch operations, so that autograd keeps the 16-bit matrices of a layer. A float32 "
+            "head that was not there had stood for matrices that were. (2) litgpt runs its head in chunks, but keeps the logits of all. "
+            "(3) `StableLM 3B` is stablelm-base-alpha-3b, a GPT-NeoX of 16 layers of 4096. All three are in `benchmarks/published.toml` now."
+        ),
+        "",
+        (
+            "What is left has one sign: nearly every row is published higher than it is estimated. Of litgpt's rows, its own attention keeps more than "
+            "transformers' (the fused query-key-value stays for its last third, and index_copy keeps its source: 1.6 hidden widths a layer and token, "
+            "counted on its code), which is a third of their gap; the rest is not explained. In the Qwen rows 1 to 2 GB are missing, of 1.8B as of 72B, "
+            "which nvidia-smi counts and no code read here allocates (context, NCCL, what the allocator does not give back). A larger slack would "
+            "bring all rows near and meet both aims; that would be fitting the constants to the rows, and is not done. None of these rows is of "
+            "transformers and bitsandbytes as they are now, which the two tables above measure."
         ),
         "",
         *table(

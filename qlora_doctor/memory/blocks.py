@@ -15,7 +15,7 @@ class Numbers:
     `stream`: bytes of the residual stream. `adapter`: of LoRA weights; `rank` 0 means no LoRA here. `autocast`: the
     forward runs under it (Trainer with bf16 or fp16). `quantised`: the matrices are dequantised in each backward.
     `kernel`: `flash` (nothing quadratic is kept), `math` or `eager`. `cuda`: kernels unpack the matrix in the forward too.
-    `train`: dropout is active. `keeps_inputs` see Settings. `targets`: which matrices carry LoRA; empty means every one.
+    `train`: dropout is active. `keeps_inputs`, `unpacks` see Settings. `targets`: which matrices carry LoRA; empty means every one.
     """
 
     batch: int
@@ -33,6 +33,7 @@ class Numbers:
     masked: bool = False
     targets: frozenset[str] = frozenset()
     keeps_inputs: bool = False
+    unpacks: bool = False
 
     @property
     def rows(self) -> int:
@@ -54,6 +55,9 @@ class Block:
         casts = packed and n.stream == 4
         unpacked = weight * n.cuda + casts * rows * inputs * 2
         kept = [x] if packed and n.keeps_inputs else []
+        if packed and n.unpacks:
+            # Shifted as int32, cut to int8, scaled to 16 bit: 5 bytes a weight for a moment, and 2 until the backward.
+            kept, unpacked, weight = [*kept, t.outside(weight)], 3 * inputs * outputs, 0
         y = t.op([x], rows * outputs * (2 if casts else n.stream), kept, forward=unpacked, backward=weight)
         if casts:
             y = t.op([y], rows * outputs * 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -105,16 +105,19 @@ def image_note(shape: Shape) -> str:
     }[shape.images.rule]
 
 
-def fit(shape: Shape, wanted: Settings, room: int, *, fused: bool | None = None) -> Proposal | None:
+def fit(
+    shape: Shape, wanted: Settings, room: int, *, fused: bool | None = None, fixed: Collection[str] = ()
+) -> Proposal | None:
     """The best settings whose high figure fits in `room` bytes; None where nothing does.
 
     Best means: what costs no quality goes first (checkpointing, 8-bit AdamW, a chunked loss, a smaller batch with
     accumulation); of the rest rank is given up first, then the vision tower's 16 bit, pixels, and length last.
-    `fused`: whether the chunked loss may be proposed; None where the family has it.
+    `fused`: whether the chunked loss may be proposed; None where the family has it. `fixed` names the fields of
+    `wanted` that must stay as they are.
     """
     may_fuse = (shape.model_type in FUSED_LOSS) if fused is None else fused
-    for change in _ladder(shape, wanted, may_fuse):
-        smallest = estimate(shape, replace(change, batch=1))
+    for change in _ladder(shape, wanted, may_fuse, fixed):
+        smallest = estimate(shape, replace(change, batch=wanted.batch if "batch" in fixed else 1))
         if smallest.high > room:
             continue
         batch = 1
@@ -129,7 +132,7 @@ def fit(shape: Shape, wanted: Settings, room: int, *, fused: bool | None = None)
     return None
 
 
-def _ladder(shape: Shape, w: Settings, may_fuse: bool) -> Iterator[Settings]:
+def _ladder(shape: Shape, w: Settings, may_fuse: bool, fixed: Collection[str] = ()) -> Iterator[Settings]:
     """Settings from the one asked for to the smallest, in the order of what they cost."""
     lengths = [w.length, *(n for n in (4096, 2048, 1024, 768, 512, 384, 256, 128) if n < w.length)]
     ranks = [w.rank, *(r for r in (32, 16, 8, 4) if r < w.rank)]
@@ -139,6 +142,8 @@ def _ladder(shape: Shape, w: Settings, may_fuse: bool) -> Iterator[Settings]:
     towers: list[tuple[str, ...] | None] = [w.kept]
     if shape.images is not None and w.bits == 4 and (w.kept is None or "vision tower" in w.kept):
         towers.append(tuple(p for p in (w.kept or ("projector", "Q-Former")) if p != "vision tower"))
+    lengths, ranks = lengths[: 1 if "length" in fixed else None], ranks[: 1 if "rank" in fixed else None]
+    pixels, towers = pixels[: 1 if "max_pixels" in fixed else None], towers[: 1 if "kept" in fixed else None]
     base = replace(w, batch=1)
     free = [base]
     for name, value in (
@@ -148,7 +153,7 @@ def _ladder(shape: Shape, w: Settings, may_fuse: bool) -> Iterator[Settings]:
         ("optimizer", "paged-adamw-8bit" if "adamw" in w.optimizer else w.optimizer),
         ("loss", "chunked" if may_fuse else w.loss),
     ):
-        changed = replace(free[-1], **{name: value})  # type: ignore[arg-type]
+        changed = free[-1] if name in fixed else replace(free[-1], **{name: value})  # type: ignore[arg-type]
         if changed != free[-1]:
             free.append(changed)
     yield from free

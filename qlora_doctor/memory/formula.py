@@ -155,7 +155,9 @@ def trainable(shape: Shape, s: Settings) -> int:
 def optimizer_bytes(count: int, s: Settings) -> int:
     """The optimizer's state on the GPU. A paged state is counted whole: it leaves the GPU only under pressure."""
     if s.optimizer == "sgd":
-        return 0
+        return 4 * count * s.masters
+    if s.masters:
+        return 12 * count
     if "8bit" in s.optimizer:
         return 2 * count + 8 * -(-count // 256)
     # AdamW's two moments have the dtype of the weights: float32 for adapters, 16 bit in full fine-tuning.
@@ -182,6 +184,8 @@ def _estimate(shape: Shape, s: Settings) -> Breakdown:
     of_images, patches = image_tokens(shape, s)
     base = [*weights, Item("adapters", adapters), Item("optimizer", state), Item("batch", _inputs(shape, s, patches))]
     base += list(_distributed(shape, s, gradients))
+    # DeepSpeed adds up the micro-steps' gradients in a copy beside those of the step at work.
+    base += [Item("accumulated gradients", gradients if s.masters else 0)]
     phases = list(_phases(shape, s, of_images, patches, count, gradients))
     name, items = max(phases, key=lambda phase: sum(i.bytes for i in phase[1]))
     moving = sum(i.bytes for i in items)
@@ -249,6 +253,7 @@ def _numbers(s: Settings, tokens: int, kernel: str, **more: object) -> Numbers:
     number = Numbers(
         s.batch, tokens, stream, s.adapter_bytes, lora_dropout=s.lora_dropout, autocast=s.autocast, kernel=kernel,
         cuda=s.device == "cuda", masked=s.padded, keeps_inputs=s.keeps_inputs,
+        unpacks=s.unpacks,
     )  # fmt: skip
     return replace(number, **more)  # type: ignore[arg-type]
 
@@ -285,7 +290,8 @@ def _phases(
     )
     common = [Item(label, kept), Item("hidden states", embeds + bias)]
     logits = max(final.backward + held, final.training + copies)
-    yield "loss", [*common, Item("logits and loss", logits)]
+    buckets = Item("gradient buckets", s.buckets)
+    yield "loss", [*common, Item("logits and loss", logits), buckets]
     # The last layer's backward comes first, while everything before it is still kept.
     for index, (layers, cost, size) in enumerate((*before, *costs)):
         after = (*before, *costs)[index + 1 :]
@@ -293,11 +299,14 @@ def _phases(
         grads = sum(c.grads * k for k, c, _ in after)
         live = max(cost.backward, cost.training) if s.checkpointing else cost.backward - cost.saved
         shared = Item("hidden states", bias)
-        yield "backward", [Item(label, kept - done), Item("one live layer", live), Item("gradients", grads), shared]
+        yield (
+            "backward",
+            [Item(label, kept - done), Item("one live layer", live), Item("gradients", grads), shared, buckets],
+        )
         # And its first layer last, with the gradients of all the others.
         rest = kept - done - _kept(layers - 1, cost, size, s.checkpointing)
         grads = gradients if s.method == "full" else grads + cost.grads * (layers - 1)
-        yield "backward", [Item(label, rest), Item("one live layer", live), Item("gradients", grads), shared]
+        yield "backward", [Item(label, rest), Item("one live layer", live), Item("gradients", grads), shared, buckets]
     yield "optimizer step", [Item("gradients", gradients)]
     yield from _vision(shape, s, patches, kernel)
 

@@ -26,6 +26,9 @@ class Settings:
     input of every frozen matrix for a backward that never reads it.
     `attention`: `sdpa`, `flash` or `eager`. `answer`: tokens that an encoder-decoder model learns to write.
     `world`: GPUs; `sharded`: the weights are spread over them (FSDP, ZeRO-3). `device`: `cuda` or `cpu`.
+    `unpacks`: a GPTQ base, whose matrices plain tensor operations unpack, so that autograd keeps each 16-bit matrix of the
+    layer at work. `masters`: 16-bit adapters with float32 masters beside them, and `buckets`: bytes of the gradient buckets
+    while the backward runs (DeepSpeed's fp16 and bf16 engines: ZeRO 1 and 2).
     `held`: the script's own loop keeps `outputs` while it runs the backward.
     """
 
@@ -57,6 +60,9 @@ class Settings:
     held: bool = False
     padded: bool = False
     keeps_inputs: bool = False
+    unpacks: bool = False
+    masters: bool = False
+    buckets: int = 0
 
     def __post_init__(self) -> None:
         for name, most in (

@@ -426,10 +426,10 @@ def _qwen_vl(f: Fields) -> Shape:
         mergers += len(deep) if isinstance(deep, (list, tuple)) else 3
         rest += width + vision.size("num_position_embeddings") * width + 2 * merged * (mergers - 1)
     lines = (Linear("linear_fc1", merged, merged, mergers, True), Linear("linear_fc2", merged, out, mergers, True))
-    part = _part("vision tower", tower, lines, rest)
+    part, merger = _part("vision tower", tower, (), rest), _part("projector", None, lines, 0)
     images = Images("pixels", 0, 0, 0, patch, merge)
     title = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}.get(kind, "Qwen3-VL")
-    return _vision_shape(f, title, (*parts, part), stack, vocabulary, tied, images, text, vision)
+    return _vision_shape(f, title, (*parts, part, merger), stack, vocabulary, tied, images, text, vision)
 
 
 def _blip(f: Fields) -> Shape:

@@ -57,3 +57,14 @@ def test_every_card_is_found_by_its_own_name() -> None:
 )
 def test_bfloat16_follows_the_capability(word: str, has: bool) -> None:
     assert find_card(word).bfloat16 is has
+
+
+@pytest.mark.parametrize(
+    ("size", "name"), [("8gb", "RTX 4060"), ("12gb", "RTX 3060"), ("16gb", "RTX 4060 Ti 16GB"), ("24gb", "RTX 4090")]
+)
+def test_a_size_gives_as_much_room_as_a_usual_card_of_that_size(size: str, name: str) -> None:
+    assert find_card(size).room == find_card(name).room < find_card(size).memory
+
+
+def test_a_card_of_a_data_centre_draws_no_desktop() -> None:
+    assert find_card("A100-80GB").room == find_card("A100-80GB").memory

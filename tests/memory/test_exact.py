@@ -83,6 +83,14 @@ def test_the_bytes_of_a_load_that_keeps_only_the_head_are_exact(kind: str, folde
     assert predicted(shape, Settings(kept=())) == (packed, rest)
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if "v" in k or "blip" in k])
+def test_the_bytes_of_a_load_with_the_vision_tower_in_4_bit_too_are_exact(kind: str, folders: Any) -> None:
+    folder = folders(kind)
+    shape = shape_of(json.loads((folder / "config.json").read_text()), kind)
+    _, packed, rest, _ = loaded(folder, BY_TYPE[shape.model_type].kept(True), True)
+    assert predicted(shape, Settings(kept=("projector", "Q-Former"))) == (packed, rest)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_trainable_parameters_is_exact(kind: str, folders: Any) -> None:
     from qlora_core.adapters import attach, prepare

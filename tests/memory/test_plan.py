@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_what_does_not_fit_ends_with_1_and_the_search_with_settings(capsys: Capt
     assert (code, "does not fit" in out) == (1, True)
     code, out, _ = plan(capsys, *asked, "--fit")
     assert code == 0
-    assert "batch: 4 -> 1" in out and "gradient_accumulation_steps=4" in out
+    assert "batch: 4 -> 2" in out and "gradient_accumulation_steps=2" in out
 
 
 def test_the_json_adds_up(capsys: Capture) -> None:
@@ -57,6 +57,15 @@ def test_every_card_and_every_model_are_judged(capsys: Capture) -> None:
     assert (models["Qwen/Qwen3-0.6B"], models["Qwen/Qwen2.5-72B"]) == ("fits", "does not fit")
 
 
+def test_nothing_is_said_to_fit_with_more_than_there_is(capsys: Capture) -> None:
+    data = plan_json(capsys, "--gpu", "8gb")
+    fitting = [m["proposal"] or m for m in data["models"] if m["verdict"] == "fits" or m["proposal"]]
+    assert len(fitting) > 10 and all(m["high"] <= data["room"] for m in fitting)
+    lines = [line for line in plan(capsys, "--gpu", "8gb")[1].splitlines() if " fits" in line]
+    figures = [float(word) for line in lines for word, unit in pairwise(line.split()) if unit == "GiB"]
+    assert len(figures) == 2 * len(fitting) and max(figures) <= data["room"] / 2**30 + 0.005
+
+
 def test_the_three_methods_stand_side_by_side(capsys: Capture) -> None:
     found = plan_json(capsys, "--model", "llava-hf/llava-1.5-7b-hf", "--compare")["methods"]
     assert found["QLoRA"]["expected"] < found["LoRA"]["expected"] / 2 < found["full fine-tuning"]["expected"] / 4
@@ -68,20 +77,6 @@ def test_memory_that_is_already_taken_counts(capsys: Capture) -> None:
     assert plan(capsys, *asked, "--used", "3")[0] == 1
 
 
-def test_the_written_script_parses_and_passes_the_checks(tmp_path: Path, capsys: Capture) -> None:
-    target = tmp_path / "train.py"
-    code, _, err = plan(capsys, "--model", "Qwen/Qwen3-8B", "--gpu", "12gb", "--fit", "--emit", str(target))
-    assert (code, err) == (0, "")
-    ast.parse(target.read_text())
-    facts = Path(__file__).parents[1] / "machines" / "healthy-h100.json"
-    checked = main(
-        ["check", str(target), "--facts", str(facts), "--offline", "--format", "json", "--ignore", "QD0,QD2,QD4"]
-    )
-    found = [f["code"] for f in json.loads(capsys.readouterr().out)["findings"] if f["severity"] != "info"]
-    assert (checked, found) == (0, [])
-    assert plan(capsys, "--model", "Qwen/Qwen3-8B", "--emit", str(target))[0] == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -91,7 +86,10 @@ def test_the_written_script_parses_and_passes_the_checks(tmp_path: Path, capsys:
         (("--model", "Qwen/Qwen3-8B", "--gpu", "8gb", "--batch", "0"), "batch = 0"),
         (("--model", "Qwen/Qwen3-8B", "--optimizer", "lion"), "optimizer = 'lion'"),
         (("--model", "Qwen/Qwen3-8B", "--image-size", "big"), "--image-size big"),
-        (("--model", "llava-1.5-7b", "--gpu", "8gb", "--emit", "x.py"), "for text models"),
+        (("--model", "llava-1.5-7b", "--images", "2", "--emit", "x.py"), "one image a row"),
+        (("--model", "Qwen/Qwen3-8B", "--prepared", "--emit", "x.py"), "leave --prepared out"),
+        (("--model", "Qwen/Qwen3-8B", "--bits", "8", "--emit", "x.py"), "leave --bits out"),
+        (("--from-run", "nowhere"), "--from-run nowhere: No such file"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_the_reason(
@@ -100,27 +98,6 @@ def test_what_cannot_be_planned_is_refused_with_the_reason(
     code, out, err = plan(capsys, *arguments)
     assert (code, out) == (2, "")
     assert said in err
-
-
-@pytest.mark.torch
-def test_the_written_script_trains_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
-    from qlora_core.tiny import build
-
-    build("qwen3", tmp_path / "model", processor=False)
-    (tmp_path / "train.jsonl").write_text(
-        '{"text": "USER: What is this? ASSISTANT: A red cat."}\n' * 4, encoding="utf-8"
-    )
-    script = tmp_path / "train.py"
-    asked = ("--model", str(tmp_path / "model"), "--batch", "2", "--length", "64", "--rank", "4")
-    assert plan(capsys, *asked, "--emit", str(script))[0] == 0
-    subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path, capture_output=True)
-    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").stat().st_size > 0
-
-
-def test_a_card_without_bfloat16_gets_a_script_in_fp16(tmp_path: Path, capsys: Capture) -> None:
-    target = tmp_path / "train.py"
-    plan(capsys, "--model", "Qwen/Qwen3-0.6B", "--gpu", "T4", "--emit", str(target))
-    assert "fp16=True" in target.read_text() and "torch.float16" in target.read_text()
 
 
 def test_a_plan_imports_nothing_heavy() -> None:

@@ -49,3 +49,19 @@ def test_the_peak_of_a_real_step_is_within_12_percent(
     real, _ = referee.measure(run)
     guess = estimate(shape_of(referee.config(run)), run.settings).allocated
     assert guess == pytest.approx(real, rel=0.12)
+
+
+@pytest.mark.parametrize(("row", "most"), [(0, 0.02), (4, 0.04)])
+def test_a_layer_of_a_real_shape_is_counted_like_the_libraries_own_code(
+    row: int, most: float, referee: ModuleType
+) -> None:
+    sys.path.insert(0, str(BENCHMARK.parent))
+    try:
+        import memory_fake  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(BENCHMARK.parent))
+    stem, settings = memory_fake.ROWS[row]
+    config = memory_fake.config_of(stem, 1)
+    shape = shape_of(config, stem)
+    counted = memory_fake.measure(config, shape, settings)
+    assert estimate(shape, settings).allocated == pytest.approx(counted, rel=most)
