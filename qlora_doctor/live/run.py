@@ -6,7 +6,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, get_args
@@ -55,7 +56,7 @@ def run(
     """
     end = monotonic() + budget
     found: dict[str, LiveProbe] = {}
-    devices = 0
+    devices: tuple[str, ...] = ()
 
     def attempt(task: Task) -> Mapping[str, Any]:
         lacking = next((n for n in task.needs if found[f"import {n}"].outcome != "ok"), None)
@@ -65,17 +66,20 @@ def run(
         left = min(task.limit, end - monotonic())
         if left < 1:
             detail = f"not started: the {budget:g} s of --live were used up"
-            found[task.name] = LiveProbe(task.name, "timeout", detail=detail)
+            found[task.name] = LiveProbe(task.name, "timeout", detail=detail, cut=True)
             return {}
         if progress is not None:
             progress(task.name, "")
         found[task.name], said = one(python, task, left)
+        if left < task.limit and found[task.name].outcome == "timeout":
+            detail = f"ended after {left:.0f} s, when the {budget:g} s of --live were used up"
+            found[task.name] = replace(found[task.name], detail=detail, cut=True)
         if progress is not None:
             progress(task.name, found[task.name].outcome)
         return said
 
     for task in imports():
-        devices = max(devices, int(attempt(task).get("devices", 0)))
+        devices = _names(attempt(task).get("devices")) or devices
     for task in tasks(devices):
         attempt(task)
     return tuple(found.values())
@@ -87,22 +91,27 @@ def imports() -> Iterator[Task]:
         yield Task(f"import {module}", "import_module", (module,))
 
 
-def tasks(devices: int) -> Iterator[Task]:
-    """What is computed on a machine where torch sees this many NVIDIA (or ROCm) GPUs."""
+def tasks(devices: Sequence[str]) -> Iterator[Task]:
+    """What is computed on a machine where torch sees these GPUs (`cuda:0`, which ROCm has too, `xpu:0`, `mps`)."""
     bnb = ("torch", "bitsandbytes")
-    for number in range(devices):
-        yield Task(f"allocate on cuda:{number}", "allocate", (str(number),), 30.0, ("torch",))
-    device = "cuda:0" if devices else "cpu"
+    for name in devices:
+        yield Task(f"allocate on {name}", "allocate", (name,), 30.0, ("torch",))
+    device = devices[0] if devices else "cpu"
     for dtype in DTYPES:
         yield Task(f"4-bit round trip, {dtype}, on {device}", "four_bit", (dtype, device), 30.0, bnb)
-    yield Task(f"LoRA step, float32, on {device}", "lora_step", ("float32", device), 40.0, (*bnb, "peft"))
-    if devices:
-        yield Task("LoRA step, bfloat16, on cuda:0", "lora_step", ("bfloat16", device), 40.0, (*bnb, "peft"))
+    for dtype in ("float32", "bfloat16") if devices else ("float32",):
+        yield Task(f"LoRA step, {dtype}, on {device}", "lora_step", (dtype, device), 40.0, (*bnb, "peft"))
     yield Task(f"paged 8-bit optimizer on {device}", "optimizer", ("PagedAdamW8bit", device), 30.0, bnb)
     yield Task("all-reduce of 2 ranks, gloo", "all_reduce", ("gloo", "2"), 40.0, ("torch",))
-    if devices:
-        ranks = str(min(devices, 2))
+    if device.startswith("cuda"):
+        ranks = str(min(len(devices), 2))
         yield Task(f"all-reduce of {ranks} ranks, NCCL", "all_reduce", ("nccl", ranks), 40.0, ("torch",))
+
+
+def _names(said: Any) -> tuple[str, ...]:
+    """The devices that a program named; it is another interpreter's word, so anything else counts for none."""
+    found = said if isinstance(said, list) else []
+    return tuple(n for n in found if isinstance(n, str) and re.fullmatch(r"(cuda|xpu):\d+|mps", n))
 
 
 def one(python: str, task: Task, limit: float) -> tuple[LiveProbe, Mapping[str, Any]]:

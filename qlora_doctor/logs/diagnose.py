@@ -19,6 +19,7 @@ from qlora_doctor.logs.reader import Line, Log, read
 from qlora_doctor.logs.signatures import Cause, Signature, Signatures, installed_signatures
 from qlora_doctor.logs.words import tokens
 from qlora_doctor.source import Script
+from qlora_doctor.stage import stage
 
 Confidence = Literal["sure", "likely", "possible"]
 FEW = 5  # lines of a fragment that was pasted without its surroundings
@@ -118,7 +119,8 @@ def diagnose(
     if isinstance(source, str):
         source = source.encode("utf-8", "surrogateescape")
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    log = read(stream, known.words | _PACKAGES, STACK | OTHERS)
+    with stage("reading the log"):
+        log = read(stream, known.words | _PACKAGES, STACK | OTHERS)
     lines = _with_pseudo_lines(log, exit_code)
     world = World(
         _with_versions(facts or Facts(), lines), tuple(lines), script, None if codes is None else frozenset(codes)

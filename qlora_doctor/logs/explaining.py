@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+MARK = "qlora-doctor:"
 
 
 @contextmanager
@@ -19,13 +20,17 @@ def explain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        note = _note(error)
+        # A load inside a training is explained once.
+        told = any(str(note).startswith(MARK) for note in getattr(error, "__notes__", ()))
+        note = "" if told else _note(error)
         if note and hasattr(error, "add_note"):
             error.add_note(note)
         raise
 
 
 def _note(error: BaseException) -> str:
+    import traceback
+
     from qlora_doctor.errors import QloraDoctorError
     from qlora_doctor.gather.interpreters import here
     from qlora_doctor.logs.diagnose import diagnose
@@ -34,6 +39,9 @@ def _note(error: BaseException) -> str:
         return ""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
+        # Facts are read only for what is known at all: an unknown error must not wait for nvidia-smi.
+        if not diagnose(text).diagnoses:
+            return ""
         report = diagnose(text, here(("interpreter", "packages", "torch", "bitsandbytes", "gpus", "driver")))
     except QloraDoctorError:
         # Our own trouble must not take the place of theirs.
@@ -41,5 +49,5 @@ def _note(error: BaseException) -> str:
     lines = []
     for found in report.diagnoses:
         word = "" if found.best.confidence == "sure" else f"{found.best.confidence}: "
-        lines.append(f"qlora-doctor: {word}{found.best.cause.says}. Fix: {found.best.cause.fix}")
+        lines.append(f"{MARK} {word}{found.best.cause.says}. Fix: {found.best.cause.fix}")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ TAIL = 200
 REMEMBERED = 400_000
 EXAMINED = 150_000  # so many different lines are looked at closely; after that only alarming ones
 COUNTED = 64
+SHORT = 24  # bytes a line, on average, of a block that may be chaff
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|\x1b[@-_]")
 _DIGITS = bytes(48 if 48 <= c <= 57 else c for c in range(256))
@@ -47,7 +48,8 @@ _PREFIX = re.compile(
 )
 
 # A shell's last words, right behind a progress bar.
-_GLUED = re.compile(r"(\d)(Killed|Segmentation fault|Aborted|Bus error)")
+_LAST_WORDS = ("Killed", "Segmentation fault", "Aborted", "Bus error")
+_GLUED = re.compile(rf"(\d)({'|'.join(_LAST_WORDS)})")
 
 
 @dataclass(slots=True)
@@ -77,10 +79,6 @@ class Log:
         """The lines that are kept, in their order."""
         return [*self.first, *self.latest]
 
-    def keep(self, line: Line) -> None:
-        """Keeps one more line."""
-        (self.first if len(self.first) < KEPT else self.latest).append(line)
-
     @property
     def last(self) -> str:
         """The last line with something on it, without a reader's own note such as `(no further output)`."""
@@ -92,7 +90,9 @@ class Log:
 
 def clean(text: str) -> str:
     """A line without the prefix of its rank or job, and without trailing space."""
-    return _GLUED.sub(r"\1 \2", _PREFIX.sub("", text).rstrip())
+    prefix = _PREFIX.match(text)
+    text = text[prefix.end() :].rstrip() if prefix else text.rstrip()
+    return _GLUED.sub(r"\1 \2", text) if any(word in text for word in _LAST_WORDS) else text
 
 
 def decode(raw: bytes) -> str:
@@ -165,6 +165,10 @@ class _Folder:
         self.seen: set[int] = set()
         self.watched: dict[int, Line] = {}
         self.loss = LossTrend()
+        # Text is made of the lines that are left in the end, not of all that were kept for a while.
+        self.first: list[tuple[Line, bytes]] = []
+        self.latest: deque[tuple[Line, bytes]] = deque(maxlen=KEPT)
+        self.alarms: list[tuple[Line, bytes]] = []
 
     def add(self, block: bytes) -> None:
         """Takes whole lines."""
@@ -175,6 +179,9 @@ class _Folder:
         if b"loss" in block:
             self.loss.add(block)
         raw = block.split(b"\n")
+        if self._is_chaff(block, len(raw)):
+            self._pass(raw)
+            return
         if max(map(len, raw)) > LONGEST:
             raw = [line[i : i + LONGEST] for line in raw for i in range(0, max(len(line), 1), LONGEST)]
             block = b"\n".join(raw)
@@ -188,14 +195,35 @@ class _Folder:
         self.seen |= new
         if new:
             self._keep(raw, keys, new)
+        self._pass(raw)
+
+    def _is_chaff(self, block: bytes, lines: int) -> bool:
+        """Whether a block of very many short lines holds no word that matters, so that no line need be looked at."""
+        return (
+            lines * SHORT > len(block)
+            and self.log.total >= SMALL
+            and not any(mark in block for mark in _ALARMS)
+            and tokens(block).isdisjoint(self.wanted | self.context)
+        )
+
+    def _pass(self, raw: list[bytes]) -> None:
         self.log.total += len(raw)
         self.last.extend(raw[-TAIL:])
         self.log.tail.extend(decode(line) for line in raw[-TAIL:] if line.strip())
 
     def _exact(self, block: bytes, raw: list[bytes], keys: list[int]) -> None:
-        if any(mark in block for mark in _TELLING_NUMBER):
+        there = [mark for mark in _TELLING_NUMBER if mark in block]
+        if sum(map(block.count, there)) < 50:
+            for mark in there:
+                at = block.find(mark)
+                while at >= 0:
+                    i = block.count(b"\n", 0, at)
+                    keys[i] = hash(raw[i])
+                    at = block.find(mark, at + 1)
+            return
+        for mark in there:
             for i, line in enumerate(raw):
-                if any(mark in line for mark in _TELLING_NUMBER):
+                if mark in line:
                     keys[i] = hash(line)
 
     def _count(self, distinct: set[int], keys: list[int]) -> None:
@@ -213,31 +241,44 @@ class _Folder:
         small = self.log.total < SMALL
         tired = self.examined > EXAMINED
         text = b"\n".join([raw[i] for i in fresh])
-        alarming = any(mark in text for mark in _ALARMS)
+        marks = [mark for mark in _ALARMS if mark in text]
         found = set() if tired else tokens(text) & (self.wanted | self.context)
         self.log.words |= found
         found &= self.wanted
-        if not (found or small or alarming):
+        if not (found or small or marks):
             return
         self.examined += len(fresh) if found else 0
         for i in fresh:
             line = raw[i]
-            alarm = alarming and any(mark in line for mark in _ALARMS)
+            alarm = False
+            for mark in marks:
+                if mark in line:
+                    alarm = True
+                    break
             if (alarm or small or (found and not tokens(line).isdisjoint(found))) and line.strip():
-                kept = Line(self.log.total + i + 1, clean(decode(line[:4000])))
-                self.log.keep(kept)
-                if len(self.watched) < COUNTED * 50:
-                    self.watched[keys[i]] = kept
-                    kept.count = keys.count(keys[i]) if len(fresh) < 1000 else 1
-                if alarm:
-                    self.log.alarms.append(kept)
-                    if len(self.log.alarms) > KEPT:
-                        del self.log.alarms[KEPT // 2 : -KEPT // 4]
+                self._hold(i, line, raw, keys, alarm, len(fresh))
+
+    def _hold(self, i: int, line: bytes, raw: list[bytes], keys: list[int], alarm: bool, fresh: int) -> None:
+        held = Line(self.log.total + i + 1, ""), line[:4000]
+        (self.first if len(self.first) < KEPT else self.latest).append(held)
+        if len(self.watched) < COUNTED * 50:
+            self.watched[keys[i]] = held[0]
+            held[0].count = keys.count(keys[i]) if fresh < 1000 else 1
+        if alarm:
+            self.alarms.append(held)
+            if len(self.alarms) > KEPT:
+                del self.alarms[KEPT // 2 : -KEPT // 4]
 
     def finish(self) -> None:
         """The last lines are looked at whatever stands in them: there a dying program says why."""
-        known = {line.number for line in [*self.log.latest, *self.log.first[-TAIL:]]}
+        known = {line.number for line, _ in [*self.latest, *self.first[-TAIL:]]}
         start = self.log.total - len(self.last) + 1
         for number, raw in enumerate(self.last, start):
             if number not in known and raw.strip() and (self.examined > EXAMINED):
-                self.log.keep(Line(number, clean(decode(raw[:4000]))))
+                (self.first if len(self.first) < KEPT else self.latest).append((Line(number, ""), raw[:4000]))
+        for line, raw in (*self.first, *self.latest, *self.alarms):
+            if not line.text:
+                line.text = clean(decode(raw))
+        self.log.first = [line for line, _ in self.first]
+        self.log.latest.extend(line for line, _ in self.latest)
+        self.log.alarms = [line for line, _ in self.alarms]

@@ -17,7 +17,7 @@ from typing import Any
 from qlora_doctor.errors import UsageError
 from qlora_doctor.facts import Facts
 from qlora_doctor.logs.diagnose import Report, diagnose
-from qlora_doctor.logs.samples import Sampler, oom_kills
+from qlora_doctor.logs.samples import OomWatch, Sampler
 
 KEPT = 512 * 1024
 FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGCONT")
@@ -68,7 +68,8 @@ def run(command: Sequence[str]) -> Run:
     ring = Ring()
     channels = [_Channel(1), _Channel(2)]
     environ = {"PYTHONFAULTHANDLER": "1", **os.environ}
-    killed_before = oom_kills()
+    watch = OomWatch()
+    watch.look()
     began = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -80,7 +81,7 @@ def run(command: Sequence[str]) -> Run:
         for channel in channels:
             os.close(channel.write_end)
     previous = _forward_signals(process)
-    sampler = Sampler(process.pid)
+    sampler = Sampler(process.pid, oom=watch)
     sampler.start()
     pumps = [threading.Thread(target=channel.pump, args=(ring,), daemon=True) for channel in channels]
     for pump in pumps:
@@ -93,8 +94,7 @@ def run(command: Sequence[str]) -> Run:
     sampler.stop()
     for number, handler in previous.items():
         signal.signal(number, handler)
-    killed_after = oom_kills()
-    oom = killed_before is not None and killed_after is not None and killed_after > killed_before
+    oom = watch.killed()
     name = signal.Signals(-code).name if code < 0 else ""
     report = _explain(ring.text(), code, oom, command) if code else None
     return Run(

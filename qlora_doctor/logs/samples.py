@@ -3,32 +3,96 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MOST = 600
-_CGROUP = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+LITTLE = 64 << 20  # bytes: a disk with less is full for what trains
 
 
-def oom_kills() -> int | None:
-    """How many processes of this cgroup the kernel has killed for memory; None where it does not say."""
-    paths = list(_CGROUP)
+def oom_files(pid: int | str = "self", root: str = "/") -> list[Path]:
+    """The files in which the kernel counts the kills for memory of a process's cgroup, the nearest first.
+
+    cgroup v2 (memory.events) and v1 (memory.oom_control). `root` is where /proc and /sys are.
+    """
+    top = Path(root)
+    found = []
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip()
-        paths.insert(0, f"/sys/fs/cgroup{own}/memory.events")
+        rows = (top / f"proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
+        rows = []
+    for row in rows:
+        _, _, rest = row.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            found.append(top / "sys/fs/cgroup" / path.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            found.append(top / "sys/fs/cgroup/memory" / path.lstrip("/") / "memory.oom_control")
+    # In a container the path may be the host's; what is mounted is then the own one.
+    return [*found, top / "sys/fs/cgroup/memory.events", top / "sys/fs/cgroup/memory/memory.oom_control"]
+
+
+def kills(path: Path) -> int | None:
+    """The kills that one of these files counts; None where it cannot be read."""
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
         pass
-    for path in paths:
-        try:
-            for line in Path(path).read_text(encoding="utf-8").splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
     return None
+
+
+@dataclass
+class OomWatch:
+    """Whether the kernel killed for memory in a cgroup that was looked at, ours or the program's own."""
+
+    root: str = "/"
+    first: dict[Path, int] = field(default_factory=dict)
+
+    def look(self, pid: int | str = "self") -> None:
+        """Notes the count of the process's cgroup, where it is seen for the first time."""
+        for path in oom_files(pid, self.root):
+            count = kills(path)
+            if count is not None:
+                self.first.setdefault(path, count)
+                return
+
+    def killed(self) -> bool:
+        """Whether a count has grown since."""
+        return any((kills(path) or 0) > count for path, count in self.first.items())
+
+
+def disks() -> list[str]:
+    """The folders whose disks a run fills: the current one, the temporary one, the caches, and shared memory."""
+    environ = os.environ
+    home = os.path.expanduser("~/.cache/huggingface")
+    wanted = (os.getcwd(), environ.get("TMPDIR", "/tmp"), environ.get("HF_HOME", home), "/dev/shm")
+    seen: dict[int, str] = {}
+    for folder in wanted:
+        while folder and not os.path.isdir(folder) and os.path.dirname(folder) != folder:
+            folder = os.path.dirname(folder)
+        try:
+            seen.setdefault(os.stat(folder).st_dev, folder)
+        except OSError:
+            continue
+    return list(seen.values())
+
+
+def free(folders: Sequence[str]) -> dict[str, int]:
+    """The bytes that are free under each folder."""
+    found: dict[str, int] = {}
+    for folder in folders:
+        try:
+            found[folder] = shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return found
 
 
 def tree_memory(root: int) -> int | None:
@@ -67,6 +131,8 @@ class Sampler:
     every: float = 2.0
     samples: list[dict[str, Any]] = field(default_factory=list)
     peak: int = 0
+    least: dict[str, int] = field(default_factory=dict)
+    oom: OomWatch = field(default_factory=OomWatch)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -83,23 +149,36 @@ class Sampler:
         nvml = _nvml()
         began = time.monotonic()
         pause = 0.1
+        folders = disks()
         while True:
+            started = time.thread_time()
+            self.oom.look(self.pid)
             memory = tree_memory(self.pid)
             if memory is not None:
                 self.peak = max(self.peak, memory)
                 sample: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "memory": memory}
                 if nvml is not None:
                     sample["gpus"] = _gpus(nvml)
+                sample["free"] = self._disks(folders)
                 self.samples.append(sample)
             if len(self.samples) > MOST:
                 self.samples = self.samples[::2]
             if self._stop.wait(pause):
+                self._disks(folders)
                 return
-            pause = min(self.every, pause * 2)
+            # On a machine with thousands of processes one look takes long; looking must not take 1 % of the time.
+            cost = time.thread_time() - started
+            pause = max(min(self.every, pause * 2), 200 * cost)
+
+    def _disks(self, folders: Sequence[str]) -> dict[str, int]:
+        now = free(folders)
+        for folder, left in now.items():
+            self.least[folder] = min(left, self.least.get(folder, left))
+        return now
 
     def notes(self) -> list[str]:
         """What the samples show that no error line says."""
-        found = []
+        found = [_full(folder, left) for folder, left in self.least.items() if _is_full(folder, left)]
         values = [s["memory"] for s in self.samples]
         late = values[len(values) // 2 :]
         if len(late) >= 30 and late[-1] > late[0] * 1.3 + 2**30 and late == sorted(late):
@@ -113,6 +192,19 @@ class Sampler:
                 "the GPU was idle most of the time: it waits for data (dataloader_num_workers, images on a slow disk)"
             )
         return found
+
+
+def _is_full(folder: str, left: int) -> bool:
+    """Whether so little was left that something could not be written. A small disk that nobody uses is not full."""
+    try:
+        return left < min(LITTLE, shutil.disk_usage(folder).total // 20)
+    except OSError:
+        return False
+
+
+def _full(folder: str, left: int) -> str:
+    hint = " (shared memory: fewer dataloader workers, or a container with a larger --shm-size)"
+    return f"{folder} was full: {left >> 20} MiB were left at one time{hint if folder == '/dev/shm' else ''}"
 
 
 def _nvml() -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -80,6 +82,13 @@ def test_what_there_is_no_time_for_is_a_timeout_and_never_ok(environment: Enviro
     found = probes(environment(torch=SOUND_TORCH, peft=""), budget=0.5)
     assert {p.outcome for p in found.values()} <= {"timeout", "absent"}
     assert "not started" in found["import torch"].detail
+    assert all(p.cut for p in found.values() if p.outcome == "timeout")
+
+
+def test_one_that_is_ended_for_the_time_of_all_is_told_from_one_that_hangs(environment: Environment) -> None:
+    found = torch_of(environment(torch="import time\nwhile True: time.sleep(1)\n"), budget=2.0)
+    assert (found.outcome, found.cut) == ("timeout", True)
+    assert "were used up" in found.detail
 
 
 def test_a_crash_at_the_very_end_is_not_hidden_by_the_result_before_it(environment: Environment) -> None:
@@ -107,6 +116,87 @@ def test_a_missing_library_is_named(environment: Environment) -> None:
     assert found["4-bit round trip, bfloat16, on cpu"] == LiveProbe(
         "4-bit round trip, bfloat16, on cpu", "absent", detail="bitsandbytes cannot be imported"
     )
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a shared library of C source."""
+    compiler = which("cc") or which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler to make libraries for Linux with")
+
+    def make(name: str, source: str, *options: str) -> Path:
+        (tmp_path / "source.c").write_text(source)
+        command = [compiler, "-shared", "-fPIC", "-o", str(tmp_path / name), str(tmp_path / "source.c"), *options]
+        subprocess.run(command, check=True)
+        return tmp_path / name
+
+    return make
+
+
+def test_a_symbol_that_the_real_loader_does_not_find_is_named(
+    environment: Environment, library: Callable[..., Path]
+) -> None:
+    path = library("libtorch_cuda.so", "int ncclCommRegister(void); int use(void) { return ncclCommRegister(); }\n")
+    torch = torch_of(environment(torch=f"import ctypes, os\nctypes.CDLL({str(path)!r}, mode=os.RTLD_NOW)\n"))
+    assert (torch.outcome, torch.missing) == ("failed", "ncclCommRegister")
+    assert torch.last_frame.endswith("in __init__") and "ncclCommRegister" in torch.detail
+
+
+def test_a_library_that_the_real_loader_does_not_find_is_named(
+    environment: Environment, library: Callable[..., Path]
+) -> None:
+    gone = library("libcudart.so.12", "int cudart;\n", "-Wl,-soname,libcudart.so.12")
+    path = library("libbnb.so", "int bnb;\n", "-Wl,--no-as-needed", str(gone))
+    gone.unlink()
+    source = f"import ctypes\nctypes.CDLL({str(path)!r})\n"
+    found = probes(environment(torch=SOUND_TORCH, bitsandbytes=source))["import bitsandbytes"]
+    assert (found.outcome, found.missing) == ("failed", "libcudart.so.12")
+
+
+def test_a_crash_in_native_code_of_a_library_is_told_from_one_in_python(
+    environment: Environment, library: Callable[..., Path]
+) -> None:
+    path = library("libcrash.so", "int crash(void) { return *(volatile int *)8; }\n")
+    torch = torch_of(environment(torch=f"import ctypes\ndef load():\n    ctypes.CDLL({str(path)!r}).crash()\nload()\n"))
+    assert (torch.outcome, torch.signal) == ("died", "SIGSEGV")
+    assert "torch/__init__.py:3 in load" in torch.last_frame or "libcrash.so" in torch.last_frame
+
+
+def test_a_part_of_transformers_that_breaks_only_when_a_model_is_loaded_is_found(environment: Environment) -> None:
+    python = environment(torch=SOUND_TORCH, transformers="__version__ = '5'\n")
+    site = next(Path(python).parents[1].glob("lib/python*/site-packages"))
+    broken = "raise ImportError('undefined symbol: _ZN3c105ErrorC2E')\n"
+    module(site, "transformers/models/llama", {"modeling_llama.py": broken, "../__init__.py": ""})
+    found = probes(python)["import transformers"]
+    assert (found.outcome, found.missing) == ("failed", "_ZN3c105ErrorC2E")
+
+
+@pytest.mark.parametrize(
+    ("torch", "device"),
+    [
+        (
+            "class xpu:\n    is_available = staticmethod(lambda: True)\n    device_count = staticmethod(lambda: 1)\n",
+            "xpu:0",
+        ),
+        ("class backends:\n    class mps:\n        is_available = staticmethod(lambda: True)\n", "mps"),
+    ],
+    ids=["Intel", "Apple"],
+)
+def test_gpus_of_other_makers_are_tried_too(environment: Environment, torch: str, device: str) -> None:
+    found = probes(environment(torch=SOUND_TORCH + torch, bitsandbytes=""))
+    assert found[f"allocate on {device}"].outcome == "failed"
+    assert f"4-bit round trip, bfloat16, on {device}" in found
+    assert not any("NCCL" in name for name in found)
+
+
+def test_devices_that_a_program_makes_up_are_not_believed(environment: Environment) -> None:
+    torch = (
+        "class cuda:\n    is_available = staticmethod(lambda: True)\n    device_count = staticmethod(lambda: 1)\n"
+        "import builtins\nbuiltins.range = lambda n: ['0; rm', 1]\n"
+    )
+    found = probes(environment(torch=torch))
+    assert [n for n in found if n.startswith("allocate")] == ["allocate on cuda:1"]
 
 
 def test_what_is_not_installed_is_absent_and_no_fault(environment: Environment) -> None:

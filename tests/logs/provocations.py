@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -122,6 +121,42 @@ for name, (cause, code) in {
     "integer_gradient": (
         "requires_grad_on_quantised",
         "import torch; torch.zeros(1, dtype=torch.uint8).requires_grad_()",
+    ),
+    "auto_class_called": ("auto_class_instantiated", "from transformers import AutoModel; AutoModel()"),
+    "strategy_without_steps": (
+        "training_arguments_contradict",
+        (
+            "from transformers import TrainingArguments; "
+            "TrainingArguments('x', eval_strategy='steps', eval_steps=0, logging_steps=0)"
+        ),
+    ),
+    "both_for_evaluation": (
+        "training_arguments_contradict",
+        "from transformers import TrainingArguments; TrainingArguments('x', use_cpu=True, fp16_full_eval=True, bf16_full_eval=True)",
+    ),
+    "trainer_without_model": ("trainer_model_missing", "from transformers import Trainer; Trainer()"),
+    "adapter_config_of_another": (
+        "adapter_config_incomplete",
+        (
+            "import json, pathlib, tempfile; from peft import LoraConfig; f = tempfile.mkdtemp(); "
+            "pathlib.Path(f, 'adapter_config.json').write_text(json.dumps({'rank_of_mine': 8})); "
+            "LoraConfig.from_pretrained(f)"
+        ),
+    ),
+    "rows_past_the_end": (
+        "dataset_index_too_large",
+        "from datasets import Dataset; Dataset.from_list([{'a': 1}]).select([5])",
+    ),
+    "column_absent": (
+        "dataset_column_missing",
+        "from datasets import Dataset; Dataset.from_list([{'a': 1}]).remove_columns('text')",
+    ),
+    "force_and_local": (
+        "hub_options_contradict",
+        (
+            "from huggingface_hub import hf_hub_download; "
+            "hf_hub_download('a/b', 'c', force_download=True, local_files_only=True)"
+        ),
     ),
     "nothing_trainable": ("no_trainable_parameters", "import torch; torch.zeros(1).backward()"),
     "half_times_float": (
@@ -406,4 +441,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

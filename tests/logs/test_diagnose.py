@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,18 @@ def test_a_long_log_is_folded_and_its_last_line_is_seen() -> None:
     assert diagnose(noise + b"Segmentation fault (core dumped)\n").diagnoses[-1].signature.id == "segfault"
 
 
+def test_a_line_in_the_middle_of_very_many_short_ones_is_found_with_its_number() -> None:
+    chaff = b"".join(b"%x\n" % (i * 7919 % 2**24) for i in range(400_000))
+    found = diagnose(chaff + NO_KERNEL.encode() + b"\n" + chaff).diagnoses[0]
+    assert (found.signature.id, found.line.number) == ("no-kernel-image", 400_001)
+
+
+def test_an_exit_code_among_many_lines_that_differ_in_digits_keeps_its_number() -> None:
+    lines = b"".join(b"step %d signal of life\n" % i for i in range(200))
+    found = {d.signature.id for d in diagnose(lines * 3 + b"exit code: 137\nexit code: 139\n").diagnoses}
+    assert found == {"killed", "segfault"}
+
+
 def test_adversarial_lines_do_not_stall_the_patterns() -> None:
     evil = ["Found duplicate " * 3000, "Target modules " + "{'a'} " * 5000, "'" * 30000, "size mismatch for " * 3000]
     assert diagnose("\n".join(evil)).lines == 4
@@ -193,3 +206,24 @@ def test_short_forms_of_fixes_become_fixes() -> None:
     assert read_fix("env -HF_HUB_OFFLINE").title == "unset HF_HUB_OFFLINE"
     assert read_fix('train optim="paged_adamw_8bit"').title == "pass optim='paged_adamw_8bit'"
     assert read_fix("load torch_dtype->dtype").title.startswith("torch_dtype= becomes dtype=")
+
+
+def test_wordings_of_the_libraries_own_source_are_known_by_their_cause() -> None:
+    path = Path(__file__).parent / "wordings.jsonl"
+    cases = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wrong = {
+        case["error_lines"][0][:80]: found[:2]
+        for case in cases
+        if case["cause_id"] not in (found := diagnose("\n".join(case["error_lines"])).causes)[:1]
+    }
+    assert wrong == {}
+    assert len(cases) >= 60
+
+
+def test_an_advice_about_offline_mode_is_no_sign_of_offline_mode() -> None:
+    text = (
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files.\n"
+        "Check your internet connection or see how to run the library in offline mode at 'https://huggingface.co/docs'.\n"
+    )
+    assert diagnose(text).causes[0] == "hub_unreachable"
+    assert diagnose(text, Facts().but(environ={"HF_HUB_OFFLINE": "1"})).causes[0] == "hub_offline_not_cached"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def main(arguments: list[str]) -> dict[str, object]:
-    """`arguments`: the number of the GPU."""
+    """`arguments`: the device (`cuda:0`, `xpu:0`, `mps`)."""
     import torch
 
-    device = "cuda:" + arguments[0]
+    device = arguments[0]
     torch.manual_seed(0)
     left = torch.randn(256, 256)
     right = torch.randn(256, 256)
@@ -17,4 +17,5 @@ def main(arguments: list[str]) -> dict[str, object]:
     del block
     if not error < 0.5:
         return {"outcome": "failed", "detail": f"a matrix product is off by {error:.3g}"}
-    return {"outcome": "ok", "detail": torch.cuda.get_device_name(int(arguments[0]))}
+    kind = getattr(torch, device.partition(":")[0])
+    return {"outcome": "ok", "detail": kind.get_device_name(device) if hasattr(kind, "get_device_name") else ""}

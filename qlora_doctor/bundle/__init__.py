@@ -1,0 +1,1 @@
+"""What goes into a bug report: the parts of it, and the folder or archive that they are written to."""
