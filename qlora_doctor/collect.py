@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_doctor.facts import NOT_GATHERED, Facts, Hub, Installed, ModelFacts, Packages, Unknown
 from qlora_doctor.judge import Case
+from qlora_doctor.stage import stage
 
 if TYPE_CHECKING:
     from qlora_doctor.source import Call
@@ -59,21 +59,24 @@ def collect(
     from qlora_doctor.gather import interpreters
 
     if facts_file:
-        return _with_models(interpreters.saved(facts_file), wanted, model, cases)
+        return _with_data(_with_models(interpreters.saved(facts_file), wanted, model, cases), wanted, cases)
     if ssh:
         from qlora_doctor.gather.ssh import remote
 
-        return remote(ssh, [part for part in PROBED if part in wanted], python)
-    finish_hub = _start_hub(cases, model, offline, "model" in wanted) if "hub" in wanted else None
+        with stage(f"asking {ssh}"):
+            return remote(ssh, [part for part in PROBED if part in wanted], python)
+    finish_hub = _start_hub(cases, model, offline, "model" in wanted, folder) if "hub" in wanted else None
     # What the installed source says is read wherever a request may be held against it, though no check insists on it.
     installed = "installed" in wanted or ("packages" in wanted and (bool(cases) or bool(model)))
     parts = [part for part in PROBED if part in wanted or (installed and part == "packages")]
-    facts = interpreters.other(python, parts, folder) if python else interpreters.here(parts, folder)
+    with stage(f"looking at {python or 'this environment'}"):
+        facts = interpreters.other(python, parts, folder) if python else interpreters.here(parts, folder)
     if installed:
         facts = facts.but(installed=_installed(facts, cases))
-    facts = _with_models(facts, wanted, model, cases)
+    facts = _with_data(_with_models(facts, wanted, model, cases), wanted, cases)
     if finish_hub is not None:
-        hub, models = finish_hub()
+        with stage("waiting for the Hub's answers"):
+            hub, models = finish_hub()
         facts = facts.but(hub=hub)
         if models:
             facts = facts.but(models=(*facts.models, *models))
@@ -95,6 +98,29 @@ def _with_models(facts: Facts, wanted: set[str], model: str, cases: Sequence[Cas
     from qlora_doctor.gather.model_files import read_models
 
     return facts.but(models=read_models(names))
+
+
+def _with_data(facts: Facts, wanted: set[str], cases: Sequence[Case]) -> Facts:
+    """The facts with the rows of the data files that are named, each file on its own."""
+    files = [case.script.path for case in cases if case.script is not None and case.script.kind == "data"]
+    files = [file for file in files if not file.lower().endswith((".parquet", ".arrow"))]
+    facts = _with_saved(facts, wanted, cases)
+    if "data" not in wanted or not files:
+        return facts
+    from qlora_doctor.gather.data.survey import read_survey
+
+    with stage("reading the data"):
+        return facts.but(data=tuple(read_survey([file]) for file in files))
+
+
+def _with_saved(facts: Facts, wanted: set[str], cases: Sequence[Case]) -> Facts:
+    """The facts with the adapter and checkpoint folders that are named."""
+    folders = [c.script.path for c in cases if c.script is not None and c.script.kind in ("adapter", "checkpoint")]
+    if "saved" not in wanted or not folders:
+        return facts
+    from qlora_doctor.gather.saved_runs import read_saved_runs
+
+    return facts.but(saved=read_saved_runs(folders))
 
 
 def _installed(facts: Facts, cases: Sequence[Case]) -> Installed | Unknown:
@@ -122,31 +148,22 @@ def called_names(cases: Sequence[Case]) -> list[str]:
 
 
 def _start_hub(
-    cases: Sequence[Case], model: str, offline: bool, details: bool
+    cases: Sequence[Case], model: str, offline: bool, details: bool, folder: str
 ) -> Callable[[], tuple[Hub, tuple[ModelFacts, ...]]]:
     """Asks the Hub in a thread while the probe runs; the result is a function that waits for the answer."""
-    from qlora_doctor.gather.hub import reach
+    from qlora_doctor.gather.hub_ask import ask
 
     models = sorted(hub_models(model, cases))
     needed = bool(models) or any(_may_download(call) for case in cases for call in _calls(case))
     environ = environ_of(cases)
     if offline or not needed:
-        return lambda: (reach(environ, offline=True, models=models), ())
+        return lambda: ask(environ, models, folder=folder, offline=True, details=details)
     from threading import Thread
 
     answers: list[tuple[Hub, tuple[ModelFacts, ...]]] = []
-
-    def ask() -> None:
-        hub = reach(environ, models=models)
-        found: tuple[ModelFacts, ...] = ()
-        if details and models and hub.reachable:
-            from qlora_doctor.gather.hub_model import ask_models
-
-            repositories, found = ask_models(models, environ)
-            hub = replace(hub, repositories=repositories)
-        answers.append((hub, found))
-
-    thread = Thread(target=ask, name="hub", daemon=True)
+    thread = Thread(
+        target=lambda: answers.append(ask(environ, models, folder=folder, details=details)), name="hub", daemon=True
+    )
     thread.start()
 
     def finish() -> tuple[Hub, tuple[ModelFacts, ...]]:

@@ -18,6 +18,7 @@ from qlora_doctor.finding import Severity
 from qlora_doctor.judge import Case, Verdict, judge
 from qlora_doctor.registry import Check, Installed, choose, installed_checks
 from qlora_doctor.request import LoadRequest, Requests
+from qlora_doctor.stage import stage
 
 if TYPE_CHECKING:
     from qlora_doctor.families import Family
@@ -31,7 +32,8 @@ class Question:
     `python` is another interpreter, `facts_file` a saved environment; at most one of them. `ssh` is another machine,
     whose interpreter `python` is then. `live`: import and try the stack for real. `gpu` and `driver` name hardware that
     is to be judged instead of what is here. `parts` names facts that are wanted beyond what the selected checks need.
-    `settings` is the file that gave some of these words, for messages.
+    `settings` is the file that gave some of these words, for messages. `checks` are judged beside the installed ones, and
+    `cases` (the cells of a running notebook) beside those of `paths`.
     """
 
     paths: tuple[str, ...] = ()
@@ -48,6 +50,8 @@ class Question:
     live: bool = False
     gpu: str = ""
     driver: str = ""
+    checks: tuple[Check, ...] = ()
+    cases: tuple[Case, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +90,16 @@ def examine(question: Question, progress: Callable[[str, str], None] | None = No
         _refuse_missing_model(question.model)
     available = installed_checks()
     checks, severities = _chosen(question, available)
-    cases = read_cases(question.paths)
+    checks = (*checks, *question.checks)
+    cases = (*read_cases(question.paths), *question.cases)
     wanted = {part for check in checks for part in (*check.needs, *check.wants)} | set(question.parts)
     if question.model:
         wanted |= {"packages", "gpus"}
     facts = gather(question, wanted, cases, progress)
     if question.model:
         cases = (*cases, Case(Requests(loads=(model_load(question.model, facts),))))
-    verdict = judge(checks, facts, cases, severities=severities)
+    with stage("judging"):
+        verdict = judge(checks, facts, cases, severities=severities)
     outcomes = sorted((*verdict.outcomes, *available.broken), key=lambda o: o.code)
     return Examination(question, facts, cases, checks, replace(verdict, outcomes=tuple(outcomes)))
 
@@ -138,7 +144,8 @@ def read_cases(paths: Sequence[str]) -> tuple[Case, ...]:
         return ()
     from qlora_doctor.gather.targets import read_targets
 
-    return tuple(Case(requests, script) for script, requests in read_targets(paths))
+    with stage(f"reading {', '.join(paths)}"):
+        return tuple(Case(requests, script) for script, requests in read_targets(paths))
 
 
 def gather(

@@ -55,6 +55,12 @@ class Family:
         """Whether the family takes images."""
         return bool(self.layout.vision_tower)
 
+    @property
+    def qformer_targets(self) -> str:
+        """A regular expression that hits the Q-Former's attention and MLP linears alone; "" where there is none."""
+        inner = self.layout.qformer.replace(".", r"\.")
+        return rf"{inner}\..*\.(query|key|value|dense)" if inner else ""
+
     def kept(self, quantize_vision: bool = False) -> tuple[str, ...]:
         """The names for `llm_int8_skip_modules`: `skip`, without the vision tower where that is to be quantised."""
         if not quantize_vision:

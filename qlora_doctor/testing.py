@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_doctor.facts import Distribution, Facts, Gpu, Interpreter, Packages
+from qlora_doctor.facts import DataFacts, Distribution, Facts, Gpu, Interpreter, Packages, RowFault
 from qlora_doctor.finding import Finding
 from qlora_doctor.judge import Case, judge
 from qlora_doctor.registry import Check
@@ -68,6 +68,13 @@ def train(
         load=load,
         **more,
     )
+
+
+def data(*faults: tuple[str, int], rows: int = 100, **more: Any) -> DataFacts:
+    """Training data of `rows` rows in which each kind of fault has so many rows: `data(("duplicate", 3))`."""
+    found = tuple(RowFault(kind, "d.jsonl", n + 1, "", f"{kind} {n}") for kind, count in faults for n in range(count))
+    given: dict[str, Any] = {"files": ("d.jsonl",), "format": "alpaca", "rows": rows, "faults": found}
+    return DataFacts(**{**given, "counts": dict(faults), **more})
 
 
 def findings(

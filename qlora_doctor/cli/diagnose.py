@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
-from qlora_doctor.cli.options import FACTS, MODEL, PYTHON, terminal_columns
+from qlora_doctor.cli.options import FACTS, MODEL, OUTPUT, PYTHON, STYLES, format_option, terminal_columns
 from qlora_doctor.errors import UsageError
 
 if TYPE_CHECKING:
     from qlora_doctor.facts import Facts
+    from qlora_doctor.report.paper import Curve, Paper
     from qlora_doctor.source import Script
 
 PARTS = ("interpreter", "packages", "torch", "bitsandbytes", "gpus", "driver", "host", "environ")
@@ -24,8 +26,12 @@ PARTS = ("interpreter", "packages", "torch", "bitsandbytes", "gpus", "driver", "
 @MODEL
 @click.option("--script", default="", metavar="FILE", help="The script that wrote the log.")
 @click.option("--exit-code", type=int, default=None, metavar="N", help="How the run ended (139, -9, ...).")
+@click.option("--adapter", default="", metavar="DIR", help="Look at a saved adapter instead of a log.")
+@click.option("--base", default="", metavar="DIR", help="The adapter's base model, where it is not the one it names.")
+@click.option("--samples", default="", metavar="FILE", help="Its answers, as `qlora-core diagnose --save` keeps them.")
 @click.option("--elsewhere", is_flag=True, help="The log is of another machine: use no facts of this one.")
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@format_option()
+@OUTPUT
 def command(
     log: str,
     facts_file: str,
@@ -33,8 +39,12 @@ def command(
     model: str,
     script: str,
     exit_code: int | None,
+    adapter: str,
+    base: str,
+    samples: str,
     elsewhere: bool,
-    style: Literal["text", "json"],
+    style: str,
+    output: tuple[str, ...],
 ) -> int:
     """Say from LOG (a log, a traceback, a pasted fragment) what went wrong, why, and how to repair it.
 
@@ -42,28 +52,96 @@ def command(
     of this interpreter where the stack is installed in it. Exit code: 0 no failure found, 1 a failure, explained or
     not, 2 the question or the doctor is at fault.
     """
+    from qlora_doctor.cli.outputs import outputs_of, show
     from qlora_doctor.logs.diagnose import diagnose
     from qlora_doctor.report import diagnosis as report
 
+    if adapter:
+        return _adapter(adapter, base, samples, style)
+    if base or samples:
+        raise UsageError("--base and --samples belong to an adapter; name it with --adapter")
     if log == "-" and sys.stdin.isatty():
         raise UsageError("no log: give a file, or pipe one in (python train.py 2>&1 | qlora-doctor diagnose)")
+    outputs = outputs_of(output, STYLES, (log, script, facts_file))
     facts, codes = (None, None) if elsewhere else _facts(facts_file, python, model, script)
     read = _script(script)
+    losses = _Losses()
+    drawn = {"html", "markdown"} & {style, *(one.style for one in outputs)}
     try:
-        if log == "-":
-            found = diagnose(sys.stdin.buffer, facts, script=read, codes=codes, exit_code=exit_code)
-        else:
-            with open(log, "rb") as stream:
-                found = diagnose(stream, facts, script=read, codes=codes, exit_code=exit_code)
+        with open(log, "rb") if log != "-" else nullcontext(sys.stdin.buffer) as stream:
+            source = losses.passing(stream) if drawn else stream
+            found = diagnose(source, facts, script=read, codes=codes, exit_code=exit_code)
     except OSError as error:
         raise UsageError(f"{log}: {error.strerror or error}") from None
+    code = int(bool(found.diagnoses or found.unknown))
+
+    def data() -> str:
+        import json
+
+        return json.dumps(report.data(found), indent=2, ensure_ascii=False)
+
+    def paper(wanted: str) -> Paper:
+        from qlora_doctor.report.paper_log import of_log
+
+        return of_log(found, log, code, losses.curve(log))
+
+    show(style, outputs, {"text": lambda: report.render(found, terminal_columns()), "json": data}, paper)
+    return code
+
+
+class _Losses:
+    """The losses that stand in a log, collected while it is read for its errors."""
+
+    def __init__(self) -> None:
+        from qlora_doctor.logs.trend import LossTrend
+
+        self.trend = LossTrend()
+        self.end = b""
+
+    def passing(self, stream: BinaryIO) -> BinaryIO:
+        """The stream itself, each piece of which is looked at."""
+        read = stream.read
+
+        class Passing:
+            def read(_, size: int = -1) -> bytes:
+                piece = read(size)
+                # A loss may lie across two pieces; whole lines are handed on.
+                lines, mark, self.end = (self.end + piece).rpartition(b"\n") if piece else (self.end, b"", b"")
+                self.trend.add(lines + mark)
+                return piece
+
+        return cast(BinaryIO, Passing())
+
+    def curve(self, log: str) -> Curve | None:
+        """The losses by their order; None for fewer than two. The log seldom says which step each is of."""
+        from qlora_doctor.report.paper import Curve
+
+        values = self.trend.values
+        title = f"{'standard input' if log == '-' else log}, in the order printed"
+        return Curve(title, tuple((float(n), v) for n, v in enumerate(values, 1))) if len(values) > 1 else None
+
+
+def _adapter(folder: str, base: str, samples: str, style: str) -> int:
+    """1 where something is wrong with a saved adapter. Sampling its answers needs torch: `qlora-core diagnose`."""
+    from qlora_doctor.logs.adapter import adapter_findings
+    from qlora_doctor.logs.answers import read_samples
+    from qlora_doctor.report.diagnosis import finding_lines
+
+    found = adapter_findings(folder, base, read_samples(samples) if samples else ())
     if style == "json":
         import json
 
-        click.echo(json.dumps(report.data(found), indent=2, ensure_ascii=False))
+        rows = [
+            {"name": f.name, "severity": f.severity, "message": f.text, "evidence": dict(f.evidence)} for f in found
+        ]
+        click.echo(json.dumps({"schema": 1, "findings": rows}, indent=2, ensure_ascii=False))
     else:
-        click.echo(report.render(found, terminal_columns()))
-    return int(bool(found.diagnoses or found.unknown))
+        click.echo("\n".join(finding_lines(found, terminal_columns())))
+        if not samples:
+            click.echo(
+                f"its answers were not looked at: qlora-core diagnose {folder} asks it a few questions", err=True
+            )
+    return int(bool(found))
 
 
 def _facts(facts_file: str, python: str, model: str, script: str) -> tuple[Facts | None, frozenset[str] | None]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qlora_doctor.cli.options import complete_codes
+from qlora_doctor.i18n import said, speaking, tr
+
+if TYPE_CHECKING:
+    from qlora_doctor.registry import Check
 
 
 @click.command("explain")
@@ -27,8 +33,24 @@ def command(what: str) -> int:
             raise
         click.echo(text)
         return 0
-    click.echo(f"{found.code} {found.name}\n{facts_line(found)}\n\n{found.doc}")
+    title = "".join(f"{line}\n\n" for line in _titled(found)) if speaking() else ""
+    page = _written(found) if speaking() else ""
+    click.echo(f"{found.code} {found.name}\n{title}{facts_line(found)}\n\n{page or found.doc}")
     return 0
+
+
+def _titled(found: Check) -> list[str]:
+    """What a check looks for and what it says, in the reader's language."""
+    from qlora_doctor.docs.chinese import says
+
+    return [said(found.title), *(f"- {text}" for text in says(found))]
+
+
+def _written(found: Check) -> str:
+    """The explanation of a check in the reader's language; "" where it is there in English alone."""
+    from qlora_doctor.docs.chinese import explanation
+
+    return explanation(found)
 
 
 def _symptom(text: str) -> str:
@@ -39,7 +61,7 @@ def _symptom(text: str) -> str:
     for signature in search(text)[:5]:
         out.append(f"{signature.id} ({signature.category}; {signature.source})")
         for cause in signature.causes:
-            out += [f"  {cause.says} [{cause.id}]", *([f"    when {cause.when}"] if cause.when else [])]
-            out.append(f"    fix: {cause.fix}")
+            out += [f"  {said(cause.says)} [{cause.id}]", *([f"    when {cause.when}"] if cause.when else [])]
+            out.append("    " + tr("fix: {fix}", fix=said(cause.fix)))
         out.append("")
     return "\n".join(out).rstrip()

@@ -45,7 +45,10 @@ def command(paths: Sequence[str], python: str, ssh: str, live: bool, offline: bo
         click.echo(text)
         return 0
     write_whole(save, text + "\n")
-    click.echo(f"saved to {save}; `qlora-doctor check --facts {save}` judges it on any machine")
+    from qlora_doctor.report.shell import command_line
+
+    line = command_line(["qlora-doctor", "check", "--facts", save])
+    click.echo(f"saved to {save}; `{line}` judges it on any machine")
     return 0
 
 

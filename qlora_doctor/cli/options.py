@@ -54,6 +54,13 @@ LIVE = click.option(
 )
 GPU = click.option("--gpu", default="", metavar="NAME", help="Judge the run for this card (RTX 4060, 2x a100-80gb).")
 DRIVER = click.option("--driver", default="", metavar="VERSION", help="Judge the run for this NVIDIA driver (550.120).")
+STYLES = ("text", "json", "sarif", "github", "markdown", "html")
+OUTPUT = click.option(
+    "--output",
+    multiple=True,
+    metavar="FILE",
+    help="Also write the report to FILE: .html, .sarif, .md, .json or .txt, or FORMAT:FILE. May be given several times.",
+)
 OFFLINE = click.option("--offline", is_flag=True, help="Ask nothing of the network.")
 
 
@@ -102,6 +109,11 @@ def question_of(
         driver=driver,
     )
     return question, config
+
+
+def format_option(styles: Sequence[str] = STYLES) -> Callable[[F], F]:
+    """`--format`, with the styles that a command has."""
+    return click.option("--format", "style", type=click.Choice(styles), default="text", help="How to print the report.")
 
 
 def words_of(values: Sequence[str]) -> tuple[str, ...]:

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_doctor.cli.options import OUTPUT, STYLES, format_option
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qlora_doctor.gather.cards import Card
     from qlora_doctor.memory.settings import Settings
     from qlora_doctor.memory.shapes import Shape
+    from qlora_doctor.report.paper import Paper
 
 
 @click.command("plan")
@@ -42,31 +47,48 @@ if TYPE_CHECKING:
 @click.option("--world", default=1, help="GPUs.")
 @click.option("--sharded", is_flag=True, help="The weights are spread over the GPUs (FSDP, ZeRO-3).")
 @click.option("--fit", "search", is_flag=True, help="Search for the best settings that fit.")
+@click.option(
+    "--from-run", default="", metavar="RUN", help="Compare the prediction with what a finished run took (its run.json)."
+)
 @click.option("--compare", is_flag=True, help="Full fine-tuning, LoRA and QLoRA side by side.")
 @click.option("--emit", default="", metavar="FILE", help="Write a training script with these settings.")
-@click.option(
-    "--format", "style", type=click.Choice(["text", "json", "svg"]), default="text", help="How to print the plan."
-)
+@format_option((*STYLES, "svg"))
+@OUTPUT
 def command(
-    model: str, gpu: str, search: bool, compare: bool, emit: str, style: str, used: float | None, **options: Any
+    model: str,
+    gpu: str,
+    search: bool,
+    compare: bool,
+    emit: str,
+    style: str,
+    output: tuple[str, ...],
+    used: float | None,
+    from_run: str,
+    **options: Any,
 ) -> int:
     """Tell what a run takes in memory, before the download, and the best settings that fit a card."""
-    from qlora_doctor.gather.cards import cards, find_card
+    from functools import partial
 
+    from qlora_doctor.cli.outputs import outputs_of, show
+    from qlora_doctor.gather.cards import cards, find_card, local_card
+
+    tell = partial(show, style, outputs_of(output, (*STYLES, "svg"), (model,)))
+    if from_run:
+        return _from_run(from_run, tell)
     settings = _settings(**options)
     if not model:
-        return _rank(find_card(gpu), settings, used, style) if gpu and gpu != "all" else _no_model()
+        return _rank(find_card(gpu), settings, used, tell) if gpu and gpu != "all" else _no_model()
     import os
 
     from qlora_doctor.memory.known import find_shape
 
     name, shape = find_shape(model, os.environ)
     if gpu == "all":
-        return _all_cards(name, shape, cards(), settings, used, style)
+        return _all_cards(name, shape, cards(), settings, used, tell)
     if compare:
-        return _compare(name, shape, settings, style)
-    card = find_card(gpu) if gpu else _local()
-    return _one(name, shape, card, settings, used, search, emit, style)
+        return _compare(name, shape, settings, tell)
+    card = find_card(gpu) if gpu else local_card()
+    return _one(name, shape, card, settings, used, search, emit, tell)
 
 
 def _settings(image_size: str, bits: str, no_checkpointing: bool, quantize_vision: bool, **options: Any) -> Settings:
@@ -89,40 +111,74 @@ def _settings(image_size: str, bits: str, no_checkpointing: bool, quantize_visio
     )
 
 
+def _from_run(place: str, tell: Callable[..., None]) -> int:
+    """The prediction of a run of `qlora-core train` beside what it took."""
+    import json
+    from pathlib import Path
+
+    from qlora_doctor.errors import UsageError
+    from qlora_doctor.report.memory import run_lines
+
+    path = Path(place).expanduser()
+    path = path / "run.json" if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        memory, name = record["memory"], str(record["model"]["name"])
+        before, measured = memory["predicted"], memory.get("measured")
+    except OSError as error:
+        raise UsageError(f"--from-run {place}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--from-run {place}: not a run.json of qlora-core train") from error
+    if not isinstance(measured, dict):
+        raise UsageError(
+            f"--from-run {place}: this run did not come to its end ({record.get('status')}); nothing was measured"
+        )
+    if not isinstance(before, dict):
+        raise UsageError(
+            f"--from-run {place}: nothing was predicted for {name}: the memory of its architecture is not known"
+        )
+    sizes = {k: v for k, v in measured.items() if isinstance(v, int) and not isinstance(v, bool)}
+    words = ("low", "expected", "high", "allocated")
+    figures = {k: v for k in words if isinstance(v := before.get(k), int)}
+    if len(figures) < len(words):
+        raise UsageError(f"--from-run {place}: not a run.json of qlora-core train")
+    lines = run_lines(name, figures, sizes)
+
+    def paper(style: str) -> Paper:
+        from qlora_doctor.report.paper_memory import of_lines
+
+        return of_lines(f"the run in {place}", f"predicted and measured: {name}", lines)
+
+    data = {"model": name, "predicted": figures, "measured": sizes}
+    tell({"text": lambda: "\n".join(lines), "json": lambda: _json(data)}, paper)
+    return 0
+
+
 def _no_model() -> int:
     from qlora_doctor.errors import UsageError
 
     raise UsageError("name a model (--model Qwen/Qwen3-8B), or a card (--gpu 8gb) to see which models it can train")
 
 
-def _local() -> Card | None:
-    """The first NVIDIA GPU of this machine, or None where there is none."""
-    from qlora_doctor.facts import Unknown
-    from qlora_doctor.gather.cards import Card
-    from qlora_doctor.gather.interpreters import here
-
-    gpus = here(["gpus"]).state("gpus")
-    for gpu in () if isinstance(gpus, Unknown) else gpus:
-        if gpu.memory_total:
-            free = gpu.memory_total if gpu.memory_free is None else gpu.memory_free
-            held = gpu.memory_total - free
-            note = f"in this machine, {held / 2**30:.1f} GiB of it taken"
-            return Card(gpu.name, gpu.memory_total, gpu.capability or "", note=note, taken=held)
-    return None
-
-
 def _room(card: Card, used: float | None) -> int:
     """The bytes that a run can have."""
-    return max(0, card.memory - (card.taken if used is None else int(used * 2**30)))
+    return card.room if used is None else max(0, card.memory - int(used * 2**30))
 
 
 def _one(
-    name: str, shape: Shape, card: Card | None, s: Settings, used: float | None, search: bool, emit: str, style: str
+    name: str,
+    shape: Shape,
+    card: Card | None,
+    s: Settings,
+    used: float | None,
+    search: bool,
+    emit: str,
+    tell: Callable[..., None],
 ) -> int:
     from qlora_doctor.errors import UsageError
     from qlora_doctor.memory.fit import fit, image_note, levers, verdict
     from qlora_doctor.memory.formula import estimate
-    from qlora_doctor.report.memory import plan_lines, proposal_lines
+    from qlora_doctor.report.memory import plan_lines, proposal_lines, train_command
 
     if search and card is None:
         raise UsageError("--fit needs a card: --gpu RTX 4060, or --gpu 8gb (no GPU was found in this machine)")
@@ -149,68 +205,99 @@ def _one(
             encoding="utf-8",
         )
         notes.append(f"{emit} written")
-    if style == "svg":
+    code = 0 if word in (None, "fits") or proposal is not None else 1
+    bfloat16 = card is None or card.bfloat16
+    ways = levers(shape, s)
+    title = card.name if card else ""
+
+    def text() -> str:
+        lines = plan_lines(name, title, room, s, b, word, ways, notes)
+        lines += ["", *proposal_lines(proposal, room, bfloat16)] if search else []
+        lines += ["", f"  {train_command(name, proposal)}"] if proposal else []
+        lines += _speed(shape, s if proposal is None else proposal.settings, card) if card else []
+        return "\n".join(lines)
+
+    def svg() -> str:
         from qlora_doctor.report.picture import picture
 
-        click.echo(picture(name, b, room, card.name if card else "", word))
-    elif style == "json":
-        _print_json(_data(name, s, b, card, room, word, proposal, levers(shape, s), notes))
-    else:
-        lines = plan_lines(name, card.name if card else "", room, s, b, word, levers(shape, s), notes)
-        click.echo(
-            "\n".join(
-                [*lines, *(["", *proposal_lines(proposal, room, card is None or card.bfloat16)] if search else [])]
-            )
-        )
-        if card:
-            _echo_speed(shape, s if proposal is None else proposal.settings, card)
-    return 0 if word in (None, "fits") or proposal is not None else 1
+        return picture(name, b, room, title, word)
+
+    def paper(style: str) -> Paper:
+        from qlora_doctor.report.paper_memory import of_plan
+
+        return of_plan(name, s, b, title, room, word, ways, proposal, notes, bfloat16, code)
+
+    makers = {
+        "text": text,
+        "svg": svg,
+        "json": lambda: _json(_data(name, s, b, card, room, word, proposal, ways, notes)),
+    }
+    tell(makers, paper)
+    return code
 
 
-def _echo_speed(shape: Shape, s: Settings, card: Card) -> None:
+def _speed(shape: Shape, s: Settings, card: Card) -> list[str]:
     from qlora_doctor.memory.formula import estimate
     from qlora_doctor.memory.speed import EFFICIENCY, step_seconds
 
     if not card.tflops or not card.bandwidth:
-        return
+        return []
     b = estimate(shape, s)
     fast, slow = step_seconds(shape, s, b, card.tflops, card.bandwidth)
     tokens = s.batch * b.tokens
-    click.echo(
-        f"\nroughly {fast * 1000 / 60:.0f} to {slow * 1000 / 60:.0f} minutes for 1,000 steps "
+    line = (
+        f"roughly {fast * 1000 / 60:.0f} to {slow * 1000 / 60:.0f} minutes for 1,000 steps "
         f"({tokens / slow:.0f} to {tokens / fast:.0f} tokens/s), at {EFFICIENCY[0]:.0%} to {EFFICIENCY[1]:.0%} "
         f"of {card.tflops:g} TFLOPS"
     )
+    return ["", line]
 
 
-def _rank(card: Card, s: Settings, used: float | None, style: str) -> int:
+def _tell_table(
+    tell: Callable[..., None], about: str, line: str, rows: list[list[str]], data: Any, head: tuple[str, ...] = ()
+) -> None:
+    """A comparison in whatever was asked for. `rows` are the text's; `head` names their columns where they do not."""
+    from qlora_doctor.report.columns import table
+
+    def paper(style: str) -> Paper:
+        from qlora_doctor.report.paper_memory import of_table
+
+        return of_table(about, line, [list(head), *rows] if head else rows)
+
+    tell({"text": lambda: "\n".join([line, *table(rows)]), "json": lambda: _json(data)}, paper)
+
+
+def _rank(card: Card, s: Settings, used: float | None, tell: Callable[..., None]) -> int:
     """Which of the known models train on a card, the largest first."""
     from qlora_doctor.memory.fit import fit, verdict
     from qlora_doctor.memory.formula import estimate
     from qlora_doctor.memory.known import all_shapes
-    from qlora_doctor.report.columns import table
     from qlora_doctor.report.memory import gib, settings_line
 
-    room, rows, data = _room(card, used), [], []
+    room, data = _room(card, used), []
+    rows = [["", "", "expected", "at most", ""]]
     for name, shape in reversed(list(all_shapes())):
         b = estimate(shape, s)
         word = verdict(b, room)
         found = None if word == "fits" else fit(shape, s, room)
         way = settings_line(found.settings, found.breakdown) if found else ""
-        rows.append([name, word if word == "fits" or not found else "fits with", gib(b.expected), way])
-        data.append({"model": name, "verdict": word, "expected": b.expected, "high": b.high, "fits_with": way})
-    if style == "json":
-        _print_json({"gpu": card.name, "room": room, "models": data})
-    else:
-        click.echo(f"{card.name}: {gib(room)} to give")
-        click.echo("\n".join(table(rows)))
+        # What is shown beside the settings is what these settings take, so that nothing "fits" with more than there is.
+        shown = found.breakdown if found else b
+        rows.append([name, "fits with" if found else word, gib(shown.expected), gib(shown.high), way])
+        data.append({
+            "model": name, "verdict": word, "expected": b.expected, "high": b.high, "fits_with": way,
+            "proposal": found and {"expected": found.breakdown.expected, "high": found.breakdown.high},
+        })  # fmt: skip
+    line = f"{card.name}: {gib(room)} to give"
+    _tell_table(tell, f"models for {card.name}", line, rows, {"gpu": card.name, "room": room, "models": data})
     return 0
 
 
-def _all_cards(name: str, shape: Shape, every: tuple[Card, ...], s: Settings, used: float | None, style: str) -> int:
+def _all_cards(
+    name: str, shape: Shape, every: tuple[Card, ...], s: Settings, used: float | None, tell: Callable[..., None]
+) -> int:
     from qlora_doctor.memory.fit import fit, verdict
     from qlora_doctor.memory.formula import estimate
-    from qlora_doctor.report.columns import table
     from qlora_doctor.report.memory import gib
 
     b = estimate(shape, s)
@@ -225,20 +312,17 @@ def _all_cards(name: str, shape: Shape, every: tuple[Card, ...], s: Settings, us
             word = "fits with --fit" if searched[room] else word
         rows.append([card.name, gib(card.memory), word])
         data.append({"gpu": card.name, "memory": card.memory, "verdict": word})
-    if style == "json":
-        _print_json({"model": name, "expected": b.expected, "high": b.high, "gpus": data})
-    else:
-        click.echo(f"{name}: {gib(b.expected)} expected, at most {gib(b.high)}")
-        click.echo("\n".join(table(rows)))
+    line = f"{name}: {gib(b.expected)} expected, at most {gib(b.high)}"
+    whole = {"model": name, "expected": b.expected, "high": b.high, "gpus": data}
+    _tell_table(tell, f"cards for {name}", line, rows, whole, ("card", "memory", "verdict"))
     return 0
 
 
-def _compare(name: str, shape: Shape, s: Settings, style: str) -> int:
+def _compare(name: str, shape: Shape, s: Settings, tell: Callable[..., None]) -> int:
     """Full fine-tuning, LoRA on 16-bit weights and QLoRA, all else equal."""
     from dataclasses import replace
 
     from qlora_doctor.memory.formula import estimate
-    from qlora_doctor.report.columns import table
     from qlora_doctor.report.memory import gib
 
     ways = {
@@ -247,14 +331,6 @@ def _compare(name: str, shape: Shape, s: Settings, style: str) -> int:
         "QLoRA": replace(s, method="qlora", bits=4),
     }
     found = {title: estimate(shape, way) for title, way in ways.items()}
-    if style == "json":
-        _print_json(
-            {
-                "model": name,
-                "methods": {t: {"expected": b.expected, "low": b.low, "high": b.high} for t, b in found.items()},
-            }
-        )
-        return 0
     rows = [["", "weights", "learns", "optimizer", "peak", "low to high"]]
     for title, b in found.items():
         weights = sum(i.bytes for i in b.items if i.name.startswith(("quantised", "16-bit", "weights")))
@@ -268,8 +344,11 @@ def _compare(name: str, shape: Shape, s: Settings, style: str) -> int:
                 f"{gib(b.low)} to {gib(b.high)}",
             ]
         )
-    click.echo(f"{name}: batch {s.batch}, length {s.length}")
-    click.echo("\n".join(table(rows)))
+    data = {
+        "model": name,
+        "methods": {t: {"expected": b.expected, "low": b.low, "high": b.high} for t, b in found.items()},
+    }
+    _tell_table(tell, f"methods for {name}", f"{name}: batch {s.batch}, length {s.length}", rows, data)
     return 0
 
 
@@ -285,6 +364,8 @@ def _data(
     notes: list[str],
 ) -> dict[str, Any]:
     from dataclasses import asdict
+
+    from qlora_doctor.report.memory import train_command
 
     return {
         "model": name,
@@ -302,12 +383,13 @@ def _data(
             "expected": proposal.breakdown.expected,
             "high": proposal.breakdown.high,
             "accumulation": proposal.accumulation,
+            "command": train_command(name, proposal),
         },
         "notes": notes,
     }
 
 
-def _print_json(data: Any) -> None:
+def _json(data: Any) -> str:
     import json
 
-    click.echo(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False))
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)

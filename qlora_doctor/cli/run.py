@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from qlora_doctor.logs.run import Run
 
 FILE = "qlora-doctor-run.json"
+RANKED = "qlora-doctor-run.{rank}.json"
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--check", "first", is_flag=True, help="Judge the script first, and do not start it with an error.")
-@click.option("--report", default=FILE, metavar="FILE", help=f"Where to write what happened (default: {FILE}).")
+@click.option(
+    "--report",
+    default="",
+    metavar="FILE",
+    help=f"Where to write what happened (default: {FILE}, or {RANKED} of a rank).",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def command(first: bool, report: str, command: tuple[str, ...]) -> int:
     """Run COMMAND unchanged, and where it fails say why and how to repair it.
@@ -30,8 +36,18 @@ def command(first: bool, report: str, command: tuple[str, ...]) -> int:
             return code
     done = run(command)
     _show(done)
-    _write(done, report)
+    _write(done, report or _default())
     return done.code
+
+
+def _default() -> str:
+    """The file of this process: under a launcher each rank has its own."""
+    import os
+
+    from qlora_doctor.cli.facts import RANKS
+
+    rank = next((os.environ[name] for name in RANKS if os.environ.get(name, "").isdigit()), "")
+    return RANKED.format(rank=rank) if rank else FILE
 
 
 def _check(command: tuple[str, ...]) -> int:
@@ -65,11 +81,12 @@ def _write(done: Run, path: str) -> None:
     import json
     import os
 
+    from qlora_doctor import redaction
     from qlora_doctor.report.diagnosis import data
 
     content = {
         "schema": 1,
-        "command": list(done.command),
+        "command": redaction.command(done.command),
         "exit_code": done.code,
         "signal": done.signal,
         "seconds": round(done.seconds, 1),
@@ -82,7 +99,7 @@ def _write(done: Run, path: str) -> None:
     try:
         temporary = f"{path}.{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
+            json.dump(redaction.data(content, redaction.secrets), file, indent=1, ensure_ascii=False)
         os.replace(temporary, path)
     except OSError as error:
         click.echo(f"qlora-doctor: {path} was not written: {error.strerror or error}", err=True)

@@ -6,6 +6,13 @@ from collections.abc import Sequence
 
 from qlora_doctor.examine import Examination
 from qlora_doctor.finding import SEVERITIES, Finding, Severity, at_least
+from qlora_doctor.i18n import tr
+
+_COUNTED: dict[Severity, tuple[str, str]] = {
+    "error": ("{number} error", "{number} errors"),
+    "warning": ("{number} warning", "{number} warnings"),
+    "info": ("{number} note", "{number} notes"),
+}
 
 
 def exit_code(examination: Examination, fail_on: Severity = "warning", strict: bool = False) -> int:
@@ -22,8 +29,8 @@ def counts(findings: Sequence[Finding]) -> str:
     for severity in SEVERITIES:
         number = sum(f.severity == severity for f in findings)
         if number:
-            word = "note" if severity == "info" else severity
-            parts.append(f"{number} {word}{'s' if number > 1 else ''}")
+            one, more = _COUNTED[severity]
+            parts.append(tr(one if number == 1 else more, number=number))
     return ", ".join(parts)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from qlora_doctor.i18n import said
+
 _WIDE = r"\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\uffe0-\uffe6"
 # A run of Latin text is one piece; each wide character may end a line, as Chinese has no spaces.
 _PIECES = rf"\s+|[{_WIDE}]|[^\s{_WIDE}]+"
@@ -41,7 +43,8 @@ def cut(text: str, columns: int | None) -> str:
 
 
 def wrap(text: str, columns: int | None) -> list[str]:
-    """`text` in lines of at most `columns`; a longer word stays whole. None: one line."""
+    """`text`, in the reader's language, in lines of at most `columns`; a longer word stays whole. None: one line."""
+    text = said(text)
     if columns is None:
         return [" ".join(text.split())]
     lines, line = [], ""
@@ -57,6 +60,7 @@ def wrap(text: str, columns: int | None) -> list[str]:
 
 
 def table(rows: list[list[str]], gap: int = 2) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell."""
+    """Rows as lines in the reader's language, each column as wide as its widest cell."""
+    rows = [[said(cell) for cell in row] for row in rows]
     widths = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     return [(" " * gap).join(pad(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

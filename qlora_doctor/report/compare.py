@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_doctor.compare import Difference
+from qlora_doctor.i18n import said, tr
 from qlora_doctor.report.columns import cut, table
 
 SCHEMA = 1
@@ -36,8 +37,9 @@ def render(paths: Sequence[str], differences: Sequence[Difference], columns: int
     """The comparison as text: a table for each rank, the machine that stands alone marked."""
     names = names_of(paths)
     if not differences:
-        return f"no difference between {', '.join(names)}"
-    lines = [f"{len(differences)} difference{'s' if len(differences) > 1 else ''} between {', '.join(names)}"]
+        return said(f"no difference between {', '.join(names)}")
+    words = "{count} differences between {names}" if len(differences) > 1 else "{count} difference between {names}"
+    lines = [tr(words, count=len(differences), names=", ".join(names))]
     head = ""
     groups: list[tuple[str, list[list[str]]]] = []
     for difference in differences:
@@ -54,9 +56,9 @@ def render(paths: Sequence[str], differences: Sequence[Difference], columns: int
             ]
         )
     for head, rows in groups:
-        lines += ["", head + ":", *(cut("  " + line, columns) for line in table(rows))]
+        lines += ["", tr(head) + ":", *(cut("  " + line, columns) for line in table(rows))]
     if any(d.odd is not None for d in differences):
-        lines += ["", "* differs from all the others"]
+        lines += ["", tr("* differs from all the others")]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qlora_doctor import __version__
+from qlora_doctor import __version__, redaction
 from qlora_doctor.examine import Examination
 from qlora_doctor.finding import Finding, Outcome
 from qlora_doctor.fix import fix_to_data
@@ -29,8 +29,8 @@ def report_data(examination: Examination, code: int, verbose: bool = False) -> d
 
 
 def render(examination: Examination, code: int, verbose: bool = False) -> str:
-    """The report as text, with sorted keys: the same verdict gives the same bytes."""
-    data = report_data(examination, code, verbose)
+    """The report as text, with sorted keys and without secrets: the same verdict gives the same bytes."""
+    data = redaction.data(report_data(examination, code, verbose), redaction.secrets)
     return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, default=str)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from qlora_doctor.i18n import said
 from qlora_doctor.memory.fit import Lever, Proposal, Verdict
 from qlora_doctor.memory.formula import Breakdown
 from qlora_doctor.memory.settings import Settings
@@ -51,7 +52,8 @@ def settings_line(s: Settings, b: Breakdown) -> str:
         )
     words += ["chunked loss"] if s.loss == "chunked" else []
     words += ["float32 embeddings and head"] if s.prepared else []
-    return ", ".join([*words, *([f"max_pixels {s.max_pixels}"] if s.max_pixels else [])])
+    words += [f"max_pixels {s.max_pixels}"] if s.max_pixels else []
+    return ", ".join(map(said, words))
 
 
 def plan_lines(
@@ -72,34 +74,46 @@ def plan_lines(
     else:
         lines += [f"{word}: {figure}, {card} has {gib(room)} to give", bar(b, room)]
     lines += ["", f"at its peak ({b.phase}):", *breakdown_lines(b)]
-    lines += ["", f"while loading {gib(b.load)} on the GPU, {gib(b.host)} of host memory; download {gib(b.disk)}; "]
-    lines[-1] += f"a checkpoint {gib(b.saved)}; answering {gib(b.generation)}; merging {gib(b.merge)} on the host"
+    loading = said(f"while loading {gib(b.load)} on the GPU, {gib(b.host)} of host memory; download {gib(b.disk)};")
+    after = said(f"a checkpoint {gib(b.saved)}; answering {gib(b.generation)}; merging {gib(b.merge)} on the host")
+    lines += ["", f"{loading} {after}"]
     if found:
         lines += [
             "",
             "what would save memory:",
             *table([[f"  {x.name}", gib(x.saves), f"costs: {x.cost}"] for x in found]),
         ]
-    return [*lines, *(f"note: {n}" for n in notes)]
+    return [said(line) for line in (*lines, *(f"note: {n}" for n in notes))]
 
 
 def proposal_lines(p: Proposal | None, room: int, bfloat16: bool = True) -> list[str]:
     """The settings that the search found, as they are written for the Trainer."""
     if p is None:
-        return ["nothing fits: take a smaller model or a larger card"]
+        return [said("nothing fits: take a smaller model or a larger card")]
     b = p.breakdown
     lines = [f"fits so: {settings_line(p.settings, b)}"]
     lines.append(f"  {gib(b.expected)} expected, at most {gib(b.high)}: {gib(room - b.high)} to spare")
     lines += [f"  {name}: {before} -> {after}" for name, before, after in p.changed]
-    return [*lines, "", *(f"  {line}" for line in arguments(p.settings, p.accumulation, bfloat16))]
+    return [*map(said, lines), "", *(f"  {line}" for line in arguments(p.settings, p.accumulation, bfloat16))]
+
+
+def train_command(name: str, p: Proposal) -> str:
+    """The `qlora-core train` line that means a proposal, with every setting that decides its memory."""
+    import shlex
+
+    from qlora_doctor.memory.emit import train_words
+
+    words = train_words(p.settings, p.breakdown, p.accumulation, p.breakdown.image_tokens > 0)
+    return " ".join(
+        ["qlora-core train", shlex.quote(name), "DATA --output OUT", *(f"--set {n}={value}" for n, value in words)]
+    )
 
 
 def arguments(s: Settings, accumulation: int, bfloat16: bool = True) -> list[str]:
     """The TrainingArguments and LoraConfig that mean these settings."""
-    optim = {
-        "adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit",
-        "paged-adamw": "paged_adamw_32bit", "sgd": "sgd",
-    }[s.optimizer]  # fmt: skip
+    from qlora_doctor.memory.emit import OPTIMIZERS
+
+    optim = OPTIMIZERS[s.optimizer]
     lines = [
         "TrainingArguments(",
         f"    per_device_train_batch_size={s.batch}, gradient_accumulation_steps={accumulation},",
@@ -108,4 +122,25 @@ def arguments(s: Settings, accumulation: int, bfloat16: bool = True) -> list[str
         ")",
         f"LoraConfig(r={s.rank}, lora_alpha={2 * s.rank})  # rows of at most {s.length} text tokens",
     ]
+    return lines
+
+
+def run_lines(name: str, before: Mapping[str, int], measured: Mapping[str, int]) -> list[str]:
+    """What was predicted for a run and what it took, as they stand in its run.json."""
+    kinds = {"allocated": "allocated", "reserved": "expected"}
+    rows = [["", "predicted", "measured", ""]]
+    for kind, figure in kinds.items():
+        if kind in measured and figure in before:
+            off = before[figure] / measured[kind] - 1
+            # The prediction holds the driver's context, which torch does not count.
+            note = "with the driver's context" if figure == "expected" else ""
+            rows.append([kind, gib(before[figure]), gib(measured[kind]), f"{off:+.1%} {note}".strip()])
+    if len(rows) == 1:
+        resident = measured.get("resident")
+        return [
+            f"{name}: this run was on a CPU, where only the memory of the whole process is known"
+            + (f": {gib(resident)} at its peak" if resident else "")
+            + f"; {gib(before['allocated'])} of tensors were predicted"
+        ]
+    lines = [name, *table(rows), f"the range was {gib(before['low'])} to {gib(before['high'])}"]
     return lines

@@ -9,12 +9,13 @@ from typing import Any
 from qlora_doctor.facts import canonical
 from qlora_doctor.finding import Finding, Severity, at_least
 from qlora_doctor.fix import EnvVar, PipRequirement
+from qlora_doctor.i18n import finding_text, said, tr
 from qlora_doctor.repair import packages, pips
 from qlora_doctor.repair.edits import diff
 from qlora_doctor.repair.environment import quote_cmd, quote_ps1, quote_sh, source_lines
 from qlora_doctor.repair.plan import Left, Plan, Step
 from qlora_doctor.repair.session import Prepared, Result
-from qlora_doctor.repair.sizes import shown
+from qlora_doctor.repair.sizes import about, shown
 from qlora_doctor.repair.tools import conda_note
 from qlora_doctor.repair.undo import Taken, undo_command
 from qlora_doctor.report import counts, target
@@ -48,7 +49,7 @@ _CONTROL = re.compile(r"\r(?=\n|$)|([\x00-\x08\x0b-\x1f\x7f-\x9f])", re.MULTILIN
 
 
 def _plain(lines: Sequence[str]) -> str:
-    return _CONTROL.sub(lambda m: "\ufffd" if m[1] else "", "\n".join(lines))
+    return _CONTROL.sub(lambda m: "\ufffd" if m[1] else "", "\n".join(map(said, lines)))
 
 
 def _steps(prepared: Prepared, plan: Plan) -> list[str]:
@@ -78,16 +79,23 @@ def _packages(prepared: Prepared, plan: Plan) -> list[str]:
     elif plan.solution is not None and plan.solution.sizes:
         sizes = list(plan.solution.sizes.values())
         total = sum(s for s in sizes if s is not None)
-        unknown = sum(s is None for s in sizes)
-        known = [shown(total)] if total or not unknown else []
+        rough = [about(n) for n, s in plan.solution.sizes.items() if s is None]
+        unknown = sum(s is None for s in rough)
+        known = [shown(total)] if total or not rough else []
+        table = sum(s for s in rough if s is not None)
+        known += [f"about {shown(table)} (by the table of this doctor)"] if table else []
         more = [f"{unknown} of unknown size"] if unknown else []
         lines.append(f"  to download: {' and '.join(known + more)}")
+    if not refused:
+        lines.append(
+            "  proved by the installer's dry run; --apply also writes the versions to .qlora-doctor/constraints.txt"
+        )
     tool = prepared.target.tool
     if tool is not None:
         lines.append(f"  {tool.note}")
     note = conda_note(prepared.target.prefix)
     lines += [f"  {note}"] if note else []
-    for command in packages.commands_of(prepared.target, plan.pip):
+    for command in packages.commands_of(prepared.target, plan.pip, plan.before):
         lines += [f"  {shell}: {text}" for shell, text in quoted(command)]
     return lines
 
@@ -129,7 +137,8 @@ def also_moved(plan: Plan) -> list[str]:
         return []
     asked = {pips.name_of(f) for f in plan.pip}
     names = [n for n in pips.changed(plan.before, plan.solution.packages) if n not in asked]
-    return [f"{name}: {_versions(plan, name)}" for name in names]
+    older = {name for name, _, _ in pips.downgraded(plan.before, plan.solution.packages, asked)}
+    return [f"{name}: {_versions(plan, name)}{' (an OLDER version)' if name in older else ''}" for name in names]
 
 
 def _files(prepared: Prepared, plan: Plan) -> list[str]:
@@ -162,7 +171,7 @@ def _removed(step: Step) -> list[str]:
 
 
 def _named(finding: Finding) -> str:
-    return f"{finding.severity} {finding.code} {finding.name} ({place(finding.site)})"
+    return f"{tr(finding.severity)} {finding.code} {finding.name} ({place(finding.site)})"
 
 
 def _summary(plan: Plan) -> list[str]:
@@ -170,7 +179,7 @@ def _summary(plan: Plan) -> list[str]:
     if plan.steps:
         lines.append(f"removes: {counts(plan.removes) or 'nothing'}")
     if plan.adds:
-        lines += ["adds:", *(f"  {_named(f)}: {f.text}" for f in plan.adds)]
+        lines += ["adds:", *(f"  {_named(f)}: {finding_text(f)}" for f in plan.adds)]
     return [*lines, *_remaining(plan.remains)]
 
 
@@ -179,7 +188,7 @@ def _remaining(remains: Sequence[Left]) -> list[str]:
         return ["remains: nothing"]
     lines = [f"remains: {counts([left.finding for left in remains])}"]
     for left in remains:
-        lines += [f"  {_named(left.finding)}", f"    {left.finding.text}", f"    why: {left.why}"]
+        lines += [f"  {_named(left.finding)}", f"    {finding_text(left.finding)}", f"    why: {left.why}"]
     return lines
 
 

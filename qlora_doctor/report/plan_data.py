@@ -67,7 +67,7 @@ def _plan(prepared: Prepared, plan: Plan) -> dict[str, Any]:
     commands: list[list[str]] = []
     refused = ""
     if plan.pip:
-        commands = packages.commands_of(prepared.target, plan.pip)
+        commands = packages.commands_of(prepared.target, plan.pip, plan.before)
         refused = packages.refusal(plan, prepared.target)
     sizes = plan.solution.sizes if plan.solution else {}
     return {

@@ -9,8 +9,11 @@ from typing import Any
 from qlora_doctor.examine import Examination, known_parts
 from qlora_doctor.facts import Driver, Facts, Interpreter, Packages, TorchBuild, Unknown
 from qlora_doctor.finding import Finding, Outcome
+from qlora_doctor.fix import Fix
+from qlora_doctor.i18n import finding_text, said, tr
 from qlora_doctor.report import counts, target
-from qlora_doctor.report.columns import table, wrap
+from qlora_doctor.report.columns import pad, table, wrap
+from qlora_doctor.report.shell import command_line
 from qlora_doctor.source import Script, Site
 
 Paint = Callable[[str, str], str]
@@ -67,14 +70,15 @@ def _verdict_line(examination: Examination, paint: Paint) -> str:
     verdict = examination.verdict
     judged = sum(o.outcome in ("ok", "found") for o in verdict.outcomes)
     unsaid = sum(o.outcome in ("unknown", "crashed") for o in verdict.outcomes)
-    scope = f"{judged} check{'s' if judged != 1 else ''} judged"
+    scope = tr("{judged} check judged" if judged == 1 else "{judged} checks judged", judged=judged)
     if unsaid:
-        scope += f", {unsaid} could not say"
+        scope += tr(", {unsaid} could not say", unsaid=unsaid)
     found = counts(verdict.findings)
     if not found:
-        return f"{paint('nothing found', 'ok')} in {target(examination)} ({scope})"
-    worst = verdict.findings[0].severity
-    return f"{paint(found, worst)} in {target(examination)} ({scope})"
+        shown = paint(tr("nothing found"), "ok")
+    else:
+        shown = paint(found, verdict.findings[0].severity)
+    return tr("{found} in {target} ({scope})", found=shown, target=said(target(examination)), scope=scope)
 
 
 def _unread(script: Script) -> str:
@@ -106,10 +110,10 @@ def _by_file(findings: Sequence[Finding]) -> list[Finding]:
 def place(site: Site | None) -> str:
     """`train.py:12:9`; in a notebook `run.ipynb:cell 3:12:9`, the first cell being 1; `environment` without a place."""
     if site is None:
-        return "environment"
+        return tr("environment")
     parts = [site.path]
     if site.cell is not None:
-        parts.append(f"cell {site.cell + 1}")
+        parts.append(tr("cell {number}", number=site.cell + 1))
     if site.line:
         parts.append(str(site.line))
         if site.column:
@@ -118,11 +122,11 @@ def place(site: Site | None) -> str:
 
 
 def _finding(finding: Finding, verbose: bool, paint: Paint, columns: int | None) -> list[str]:
-    head = f"{place(finding.site)}: {paint(finding.severity, finding.severity)} {paint(finding.code, 'bold')}"
+    head = f"{place(finding.site)}: {paint(tr(finding.severity), finding.severity)} {paint(finding.code, 'bold')}"
     room = None if columns is None else max(columns - len(INDENT), 20)
-    lines = [f"{head} {finding.name}", *(INDENT + line for line in wrap(finding.text, room))]
+    lines = [f"{head} {finding.name}", *(INDENT + line for line in wrap(finding_text(finding), room))]
     for fix in finding.fixes:
-        shown = wrap(f"fix: {fix.title} ({fix.applicability})", None if room is None else room - 4)
+        shown = wrap(_fix(fix), None if room is None else room - 4)
         lines += [INDENT + ("" if i == 0 else "  ") + line for i, line in enumerate(shown)]
         command = getattr(fix, "command", "")
         if command:
@@ -130,6 +134,10 @@ def _finding(finding: Finding, verbose: bool, paint: Paint, columns: int | None)
     if verbose:
         lines += [paint(f"{INDENT}{k}: {_short(v)}", "dim") for k, v in sorted(finding.evidence.items())]
     return lines
+
+
+def _fix(fix: Fix) -> str:
+    return tr("fix: {title} ({applicability})", title=said(fix.title), applicability=tr(fix.applicability))
 
 
 def _unsaid(outcomes: Sequence[Outcome], word: str, columns: int | None) -> list[str]:
@@ -141,9 +149,9 @@ def _unsaid(outcomes: Sequence[Outcome], word: str, columns: int | None) -> list
             reasons.setdefault(reason, []).append(outcome.code)
     lines = []
     for reason, codes in reasons.items():
-        shown = ", ".join(codes[:4]) + (f" and {len(codes) - 4} more" if len(codes) > 4 else "")
-        label = "could not say" if word == "unknown" else "crashed"
-        first, *more = wrap(f"{label}: {shown}: {reason}", columns)
+        shown = ", ".join(codes[:4]) + (tr(" and {more} more", more=len(codes) - 4) if len(codes) > 4 else "")
+        label = tr("could not say") if word == "unknown" else tr("crashed")
+        first, *more = wrap(f"{label}: {shown}: {said(reason)}", columns)
         lines += [first, *(INDENT + line for line in more)]
     return lines
 
@@ -162,10 +170,12 @@ def _checked(facts: Facts) -> str:
         parts += [f"{d.name} {d.version}" for d in found if d is not None]
     gpus, driver = facts.state("gpus"), facts.state("driver")
     if isinstance(gpus, tuple):
-        parts.append(", ".join(g.name for g in gpus) or "no GPU")
+        names = [g.name for g in gpus]
+        each = {name: names.count(name) for name in names}
+        parts.append(", ".join(f"{n} x {name}" if n > 1 else name for name, n in each.items()) or "no GPU")
     if isinstance(driver, Driver):
         parts.append(f"driver {driver.version}")
-    return ", ".join(parts) or "nothing of the environment"
+    return ", ".join(map(said, parts)) or tr("nothing of the environment")
 
 
 def _next(examination: Examination) -> list[str]:
@@ -179,7 +189,7 @@ def _next(examination: Examination) -> list[str]:
         words += ["--python " + _quoted(question.python)] if question.python else []
         lines.append(f"{' '.join(words)}   (shows the repairs, changes nothing)")
     lines.append(f"qlora-doctor explain {examination.verdict.findings[0].code}")
-    return [("         " if i else "next:    ") + line for i, line in enumerate(lines)]
+    return [pad("" if i else tr("next:"), 9) + said(line) for i, line in enumerate(lines)]
 
 
 def _another(facts: Facts) -> list[str]:
@@ -194,8 +204,8 @@ def _another(facts: Facts) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """A word for a POSIX shell."""
-    return word if re.fullmatch(r"[\w@%+=:,./~-]+", word) else "'" + word.replace("'", "'\"'\"'") + "'"
+    """A word for this machine's shell."""
+    return word if re.fullmatch(r"[\w@%+=:,./~-]+", word) else command_line([word])
 
 
 def _outcomes(outcomes: Sequence[Outcome], paint: Paint) -> list[str]:

@@ -1,10 +1,12 @@
-"""The pages of the checks, made from their docstrings: `python -m qlora_doctor.docs` writes docs/checks.md and docs/checks/.
+"""The pages of the checks, made from their docstrings, and how generated files are kept fresh.
 
-`explain`, the pages and the list all show the one docstring; a test fails when the pages are stale.
+`explain`, the pages and the list all show the one docstring; a test fails when the pages are stale. `python -m
+qlora_doctor.docs` writes all that is generated under docs/.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from qlora_doctor.fix import KINDS
-from qlora_doctor.registry import Check, installed_checks
+from qlora_doctor.registry import Check
 
 OURS = "qlora-doctor"
+# Folders under docs/ in which nothing is written by hand.
+GENERATED = ("checks", "symptoms", "pictures")
 FAMILIES = {
     "QD0": "Versions",
     "QD1": "The load request",
@@ -33,6 +37,13 @@ _JUDGES = {
     "load": "each load of a model",
     "train": "each trainer",
     "requests": "the run as a whole",
+}
+# Where a check's facts are told when its docstring does not: by the module that it is in.
+_INTERFACES = "[what changed in the libraries' interfaces](../tables.md#arguments-and-names), row by row"
+_ESTIMATE = "[how memory is computed, and how far it is off](../memory.md)"
+_SOURCES = {
+    **dict.fromkeys(("arguments", "outdated", "names"), _INTERFACES),
+    **dict.fromkeys(("memory", "memory_load", "planned", "room"), _ESTIMATE),
 }
 _FIXES = tuple(kind for name, kind in KINDS.items() if name != "advice")
 
@@ -92,12 +103,17 @@ def page(check: Check) -> str:
     lines = [f"# {check.code} {check.name}", "", check.title, "", f"*{facts_line(check)}.*"]
     if rest:
         lines += ["", rest.rstrip()]
+    module = check.function.__module__.rpartition(".")[2]
+    if "Source" not in check.doc and module in _SOURCES:
+        lines += ["", f"Source: {_SOURCES[module]}."]
+    lines += ["", f"*In the code: `checks/{check.function.__module__.replace('.', '/')}.py`.*"]
     return "\n".join(lines) + "\n"
 
 
 def index(checks: Sequence[Check]) -> str:
     """The table of all checks, in Markdown."""
-    lines = ["# Checks", "", "Made from the checks' docstrings by `make docs`. Do not edit."]
+    lines = ["# Checks", "", "Made from the checks' docstrings by `make docs`. Do not edit.", ""]
+    lines += ["The versions, builds and drivers that they know by heart, with the sources: [tables](tables.md)."]
     families = dict.fromkeys([*FAMILIES, *(c.code[:3] for c in checks)])
     for family in families:
         rows = [c for c in checks if c.code.startswith(family)]
@@ -124,16 +140,17 @@ def pages(checks: Sequence[Check]) -> Mapping[str, str]:
 
 
 def stale(root: Path, wanted: Mapping[str, str]) -> list[str]:
-    """The paths under `root` whose text is not the wanted one, and pages of checks that are gone."""
+    """The paths under `root` whose text is not the wanted one, and files in the folders of generated ones that are gone."""
     wrong = [
         p for p, text in wanted.items() if not (root / p).is_file() or (root / p).read_text(encoding="utf-8") != text
     ]
-    gone = [f"checks/{p.name}" for p in sorted((root / "checks").glob("*.md")) if f"checks/{p.name}" not in wanted]
-    return [*wrong, *gone]
+    folders = [f for f in GENERATED if any(p.startswith(f"{f}/") for p in wanted)]
+    there = [f"{f}/{p.name}" for f in folders for p in sorted((root / f).glob("*")) if p.is_file()]
+    return [*wrong, *(p for p in there if p not in wanted)]
 
 
 def write(root: Path, wanted: Mapping[str, str]) -> list[str]:
-    """Writes what is stale, removes the pages of checks that are gone, and returns the paths."""
+    """Writes what is stale, removes what is gone, and returns the paths."""
     changed = stale(root, wanted)
     for path in changed:
         if path in wanted:
@@ -152,23 +169,10 @@ def with_reports(text: str, root: Path) -> str:
 
     def printed(match: re.Match[str]) -> str:
         command = [sys.executable, "-m", "qlora_doctor", *match[3].split()]
-        done = subprocess.run(command, cwd=root / match[2], capture_output=True, encoding="utf-8", check=False)
+        english = {**os.environ, "QLORA_DOCTOR_LANG": "en"}
+        done = subprocess.run(
+            command, cwd=root / match[2], capture_output=True, encoding="utf-8", env=english, check=False
+        )
         return match[1] + done.stdout + done.stderr
 
     return _SHOWN.sub(printed, text)
-
-
-def main(docs: Path) -> None:
-    """Writes the pages under `docs`, and the reports that the README beside it shows."""
-    for path in write(docs, pages(installed_checks().checks)):
-        print(docs / path)
-    readme = docs.parent / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = with_reports(old, docs.parent)
-    if new != old:
-        readme.write_text(new, encoding="utf-8", newline="\n")
-        print(readme)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs").resolve())
