@@ -18,7 +18,7 @@ demo: $(VENV)/.base $(STACK) ## check, repair and undo on an example; then the l
 	@sh examples/demo.sh $(BIN) $(if $(TRAIN),train)
 
 test: $(VENV)/.test $(STACK)
-	$(BIN)/python -m pytest -q -m "$(MARKS)"
+	$(BIN)/python -m pytest -q -m "$(MARKS)" --durations=15
 
 test-all: $(VENV)/.test $(STACK)
 	$(BIN)/python -m pytest -q -m ""
@@ -26,8 +26,11 @@ test-all: $(VENV)/.test $(STACK)
 bench: $(VENV)/.train ## against the environment reports of the stack itself
 	$(BIN)/python benchmarks/check.py --python $(BIN)/python
 
-docs: $(VENV)/.base ## docs/checks.md and docs/checks/ from the checks' docstrings
+docs: $(VENV)/.docs ## the generated pages and pictures, then the site, strictly
 	$(BIN)/python -m qlora_doctor.docs docs
+	$(BIN)/python -m qlora_doctor.messages
+	$(BIN)/python -m qlora_doctor.docs.chinese
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,7 +38,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try PYTHON=python3.12")'
@@ -51,6 +54,10 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) --editable '.[docs,test]'
 	@touch $@
 
 # torch first and pinned, so that the rest is resolved around it. transformers asks for Python 3.11 or newer.
