@@ -96,7 +96,7 @@ def run(command: Sequence[str]) -> Run:
         signal.signal(number, handler)
     oom = watch.killed()
     name = signal.Signals(-code).name if code < 0 else ""
-    report = _explain(ring.text(), code, oom, command) if code else None
+    report = _explain(ring.text(), code, oom, bool(watch.first), command) if code else None
     return Run(
         tuple(command), 128 - code if code < 0 else code, name, seconds, sampler.peak, oom, tuple(sampler.samples),
         tuple(sampler.notes()), report,
@@ -157,9 +157,12 @@ def _forward_signals(process: subprocess.Popen[bytes]) -> dict[int, Any]:
     return previous
 
 
-def _explain(tail: bytes, code: int, oom: bool, command: Sequence[str]) -> Report:
+def _explain(tail: bytes, code: int, oom: bool, watched: bool, command: Sequence[str]) -> Report:
     if oom:
         tail += b"\nMemory cgroup out of memory: Killed process\n"
+    elif watched and code == -signal.SIGKILL:
+        # No kill for memory was counted, so the cause that a bare 137 mostly has is ruled out.
+        tail += b"\nSIGKILL, and the kernel counted no kill for memory\n"
     return diagnose(tail, _facts_of(command), exit_code=code)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from qlora_doctor.logs.samples import kills, oom_files
+
 PYTHON = sys.executable
 # Another interpreter may hold torch while the tests run in one without it.
 STACK = os.environ.get("QLORA_DOCTOR_TEST_STACK", sys.executable if find_spec("torch") else "")
@@ -72,6 +74,15 @@ def test_a_death_by_signal_is_explained(tmp_path: Path, number: signal.Signals, 
     assert code == 128 + number
     assert report["signal"] == number.name
     assert report["diagnosis"]["diagnoses"][0]["signature"] == signature
+
+
+@pytest.mark.skipif(
+    not any(kills(p) is not None for p in oom_files()), reason="the kernel's counts cannot be read here"
+)
+def test_a_kill_that_the_kernel_did_not_count_is_not_called_a_lack_of_memory(tmp_path: Path) -> None:
+    report = ended(tmp_path, PYTHON, "-c", "import os; os.kill(os.getpid(), 9)")[3]
+    assert report["oom_killed"] is False
+    assert causes(report)[0] == "killed_from_outside"
 
 
 def test_memory_that_runs_into_a_limit_is_explained(tmp_path: Path) -> None:
