@@ -52,6 +52,9 @@ def repeats(text: str, times: int = 4) -> str:
             and words[-width * times :] == unit * times
         ):
             return " ".join(unit)
+    # A loop without a period: many words, and hardly any different ones.
+    if len(words) >= 20 and len(set(words)) <= len(words) // 5:
+        return " ".join(sorted(set(words), key=words.index))
     match = re.search(r"(.{1,40}?)\1{7,}\s*$", text[-2000:], re.DOTALL)
     return match[1] if match and len(match[0]) >= 24 and match[1].strip() else ""
 

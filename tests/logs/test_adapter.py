@@ -105,6 +105,8 @@ def test_a_folder_without_an_adapter_is_a_mistake_of_the_question(tmp_path: Path
         ("Paris is nice. I like it. I like it. I like it. I like it. I like it. I like it.", True),
         ("the the the the the the the the", True),
         ("好的好的好的好的好的好的好的好的好的好的好的好的", True),
+        ("will will will not will not not will will will not will will will will not will will not not will", True),
+        ("the cat and the dog and the bird sat on the mat and the rug while the sun set over the sea", False),
         ("The capital of France is Paris. It lies on the Seine and is known for its museums.", False),
         ("1. apple 2. banana 3. cherry", False),
         ("", False),
