@@ -53,8 +53,9 @@ def repeats(text: str, times: int = 4) -> str:
         ):
             return " ".join(unit)
     # A loop without a period: many words, and hardly any different ones.
-    if len(words) >= 20 and len(set(words)) <= len(words) // 5:
-        return " ".join(sorted(set(words), key=words.index))
+    bare = [word for word in (w.strip(",.;:!?") for w in words) if word]
+    if len(bare) >= 16 and len(set(bare)) <= len(bare) // 4:
+        return " ".join(dict.fromkeys(bare))
     match = re.search(r"(.{1,40}?)\1{7,}\s*$", text[-2000:], re.DOTALL)
     return match[1] if match and len(match[0]) >= 24 and match[1].strip() else ""
 
