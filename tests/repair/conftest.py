@@ -12,32 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qlora_doctor.cli import main
 from qlora_doctor.registry import installed_checks
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def codes(self) -> list[str]:
-        return sorted({f["code"] for f in self.json["findings"]})
-
-
-Doctor = Callable[..., Run]
+from tests.cli.conftest import Run
 
 
 @dataclass(frozen=True)
